@@ -1,0 +1,35 @@
+"""dynk: dynamic image filtering operators on raw arrays, forward and backward.
+
+Every function takes NumPy, CuPy, Numba CUDA, PyTorch or JAX arrays, or any object with `__dlpack__`, and returns the
+same kind on the same device. Use `dynk_torch` and `dynk_jax` for functions that those frameworks differentiate.
+"""
+
+from dynk._dispatch import backend, backends
+from dynk.decoupled import (
+    DdfGradients,
+    DdfUpsampleGradients,
+    FilterNormGradients,
+    ddf,
+    ddf_backward,
+    ddf_upsample,
+    ddf_upsample_backward,
+    filter_norm,
+    filter_norm_backward,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DdfGradients",
+    "DdfUpsampleGradients",
+    "FilterNormGradients",
+    "__version__",
+    "backend",
+    "backends",
+    "ddf",
+    "ddf_backward",
+    "ddf_upsample",
+    "ddf_upsample_backward",
+    "filter_norm",
+    "filter_norm_backward",
+]

@@ -1,0 +1,266 @@
+"""Any array in, the same kind of array out, without a copy.
+
+A `Kind` knows one array library: how to read an array's metadata, how to view its memory as a kernel does and how to
+make a new array on the same device. Kinds are found by the type of the array through `sys.modules`; no library is
+imported that the caller has not imported already.
+
+Views. On the CPU a view is a C-contiguous `np.ndarray` of the storage type (see `kernels.common.dtypes`). On CUDA it is
+a `CudaView`, which every CUDA library can wrap. Non-contiguous arrays are copied; that copy is the only one made.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dynk._operator import Shape
+from dynk.kernels.common.dtypes import ITEMSIZE, STORAGE
+
+CPU = ("cpu", 0)
+Device = tuple[str, int]
+
+
+class CudaView:
+    """Memory of a CUDA device as a kernel sees it; `owner` keeps it alive.
+
+    `strides` are in bytes, None for C-contiguous memory.
+    """
+
+    __slots__ = ("device", "dtype", "owner", "pointer", "shape", "strides")
+
+    def __init__(
+        self, owner: Any, pointer: int, shape: Shape, dtype: str, device: int, strides: Shape | None = None
+    ) -> None:
+        self.owner = owner
+        self.pointer = pointer
+        self.shape = shape
+        self.dtype = dtype
+        self.device = device
+        self.strides = None if strides == contiguous_strides(shape, dtype) else strides
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": STORAGE[self.dtype].str,
+            "data": (self.pointer, False),
+            "strides": self.strides,
+            "version": 3,
+        }
+
+
+View = npt.NDArray[Any] | CudaView
+
+
+def contiguous_strides(shape: Shape, dtype: str) -> Shape:
+    """Return the strides in bytes of a C-contiguous array."""
+    strides = []
+    step = ITEMSIZE[dtype]
+    for extent in reversed(shape):
+        strides.append(step)
+        step *= extent
+    return tuple(reversed(strides))
+
+
+class Kind(Protocol):
+    """One array library."""
+
+    name: str
+
+    def describe(self, array: Any) -> tuple[Shape, str, Device]:
+        """Return shape, dtype name and device; raises TypeError for an array no kernel could read."""
+
+    def view(self, array: Any, dtype: str) -> View:
+        """Return the array's memory; a C-contiguous copy of it where it is not contiguous."""
+
+    def writable(self, array: Any) -> str | None:
+        """Return why `array` cannot be written to as a C-contiguous output, None where it can."""
+
+    def allocate(self, shape: Shape, dtype: str, device: Device) -> tuple[View, Any]:
+        """Return new uninitialised memory as a view, and the object that `finish` turns into the caller's array."""
+
+    def finish(self, memory: Any, dtype: str) -> Any:
+        """Return the array to hand to the caller, once the memory that `allocate` returned is written."""
+
+    def stream(self, device: Device) -> int:
+        """Return the handle of the caller's current stream; 0 on the CPU."""
+
+
+class Borrowed(NamedTuple):
+    """The array arguments of one call as metadata."""
+
+    kind: Kind
+    device: Device
+    shapes: tuple[Shape | None, ...]
+    dtypes: tuple[str | None, ...]
+
+
+def borrow(function: str, names: tuple[str, ...], arrays: tuple[Any, ...]) -> Borrowed:
+    """Read the metadata of a call's arrays, which must be of one kind and on one device."""
+    kind: Kind | None = None
+    device: Device = CPU
+    owner = ""
+    shapes: list[Shape | None] = []
+    dtypes: list[str | None] = []
+    for name, array in zip(names, arrays, strict=True):
+        if array is None:
+            shapes.append(None)
+            dtypes.append(None)
+            continue
+        its_kind = _KIND_OF_TYPE.get(type(array)) or _find_kind(function, name, array)
+        try:
+            shape, dtype, its_device = its_kind.describe(array)
+        except TypeError as error:
+            msg = f"{function}: {name} must be {error}"
+            raise TypeError(msg) from None
+        if kind is None:
+            kind, device, owner = its_kind, its_device, name
+        elif its_kind is not kind:
+            msg = f"{function}: {name} must be an array of the kind of {owner}, {kind.name}, got {its_kind.name}"
+            raise TypeError(msg)
+        elif its_device != device:
+            msg = f"{function}: {name} must be on the device of {owner}, {_show(device)}, got {_show(its_device)}"
+            raise ValueError(msg)
+        shapes.append(shape)
+        dtypes.append(dtype)
+    if kind is None:
+        msg = f"{function}: at least one of {', '.join(names)} must be an array, got None for each"
+        raise TypeError(msg)
+    return Borrowed(kind, device, tuple(shapes), tuple(dtypes))
+
+
+def memory_range(view: View) -> tuple[int, int]:
+    """Return the first byte of a view's memory and the one behind its last."""
+    if isinstance(view, CudaView):
+        first, itemsize = view.pointer, ITEMSIZE[view.dtype]
+        strides = view.strides or contiguous_strides(view.shape, view.dtype)
+    else:
+        first, strides, itemsize = view.__array_interface__["data"][0], view.strides, view.itemsize
+    if 0 in view.shape:
+        return first, first
+    steps = [(extent - 1) * step for extent, step in zip(view.shape, strides, strict=True)]
+    return first + sum(min(step, 0) for step in steps), first + sum(max(step, 0) for step in steps) + itemsize
+
+
+def _show(device: Device) -> str:
+    return device[0] if device == CPU else f"{device[0]}:{device[1]}"
+
+
+# ---- NumPy ---------------------------------------------------------------------------------------------------------
+
+_NUMPY_NAMES: dict[Any, str] = {
+    np.dtype(np.float16): "float16",
+    np.dtype(np.float32): "float32",
+    np.dtype(np.float64): "float64",
+    np.dtype(np.int32): "int32",
+    np.dtype(np.int64): "int64",
+}
+
+
+def _numpy_name(dtype: np.dtype[Any]) -> str:
+    name = _NUMPY_NAMES.get(dtype)
+    if name is None:
+        # ml_dtypes' bfloat16 is a user dtype that NumPy knows by name only.
+        name = "bfloat16" if dtype.name == "bfloat16" else dtype.newbyteorder("=").name
+        if not dtype.isnative:
+            msg = f"in native byte order, got {dtype.str}"
+            raise TypeError(msg)
+        _NUMPY_NAMES[dtype] = name
+    return name
+
+
+def _numpy_dtype(name: str) -> Any:
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes  # whoever passes a bfloat16 NumPy array has it
+
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def numpy_view(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """Return a C-contiguous, aligned array of the storage type over the memory of `array`, or over a copy."""
+    flags = array.flags
+    if not (flags.c_contiguous and flags.aligned):
+        array = np.array(array, order="C")
+    storage = STORAGE[dtype]
+    return array if array.dtype is storage or array.dtype == storage else array.view(storage)
+
+
+class _Numpy:
+    name = "NumPy"
+
+    def describe(self, array: npt.NDArray[Any]) -> tuple[Shape, str, Device]:
+        dtype = array.dtype
+        return array.shape, _NUMPY_NAMES.get(dtype) or _numpy_name(dtype), CPU
+
+    def view(self, array: npt.NDArray[Any], dtype: str) -> View:
+        return numpy_view(array, dtype)
+
+    def writable(self, array: npt.NDArray[Any]) -> str | None:
+        if not array.flags.writeable:
+            return "writeable, got a read-only array"
+        if not (array.flags.c_contiguous and array.flags.aligned):
+            return f"C-contiguous, got strides {array.strides}"
+        return None
+
+    def allocate(self, shape: Shape, dtype: str, device: Device) -> tuple[View, Any]:
+        if dtype == "bfloat16":
+            array = np.empty(shape, _numpy_dtype(dtype))
+            return array.view(np.uint16), array
+        array = np.empty(shape, dtype)
+        return (array.view(np.int16) if dtype == "float16" else array), array
+
+    def finish(self, memory: Any, dtype: str) -> Any:
+        return memory
+
+    def stream(self, device: Device) -> int:
+        return 0
+
+
+NUMPY: Kind = _Numpy()
+_KIND_OF_TYPE: dict[type, Kind] = {np.ndarray: NUMPY}
+
+
+# ---- everything else is looked up once per type ----------------------------------------------------------------------
+
+
+def register(match: Callable[[type], bool], kind: Kind) -> None:
+    """Add a kind of array; `match` is asked once per type, in the order of registration."""
+    _MATCHERS.append((match, kind))
+
+
+_MATCHERS: list[tuple[Callable[[type], bool], Kind]] = []
+
+
+def _find_kind(function: str, name: str, array: Any) -> Kind:
+    from dynk import _kinds  # registers the other libraries on the first array that is not plain NumPy
+
+    cls = type(array)
+    if isinstance(array, np.ma.MaskedArray):
+        msg = f"{function}: {name} must be an array without a mask, got {_type_name(cls)}"
+        raise TypeError(msg)
+    for match, kind in _MATCHERS:
+        if match(cls):
+            _KIND_OF_TYPE[cls] = kind
+            return kind
+    if _kinds.is_jax_tracer(array):
+        msg = f"{function}: {name} is traced by JAX; inside jit, grad and vmap call dynk_jax.{function} instead"
+        raise TypeError(msg)
+    msg = (
+        f"{function}: {name} must be a NumPy, CuPy, Numba CUDA, PyTorch or JAX array or an object with __dlpack__, "
+        f"got {_type_name(cls)}"
+    )
+    raise TypeError(msg)
+
+
+def _type_name(cls: type) -> str:
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def loaded(module: str) -> Any:
+    """Return a module if the process has imported it, else None."""
+    return sys.modules.get(module)

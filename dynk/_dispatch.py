@@ -1,0 +1,278 @@
+"""From checked metadata to the backend that runs a call.
+
+Backends are modules of `dynk.kernels.common` with one surface: NAME, DEVICE, DTYPES, `unavailable()` and `run(...)`.
+They are tried in order; `backend=` or `with dynk.backend(...)` asks for one by name, which is never replaced by another.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from dynk._arrays import Borrowed, Device, Kind, View, borrow, memory_range
+from dynk._operator import Operator, Options, Plan, Shape
+
+# Order of preference; the reference is never chosen by itself.
+BACKENDS = {
+    "cpu": "run_cpu",
+    "cupy": "run_cupy",
+    "numba-cuda": "run_numba_cuda",
+    "reference": "run_reference",
+}
+_requested: ContextVar[str | None] = ContextVar("dynk_backend", default=None)
+_chosen: dict[tuple[Operator, str, str, str | None], Any] = {}
+
+
+class BackendStatus(NamedTuple):
+    """What one backend says of itself on this machine."""
+
+    name: str
+    device: str
+    dtypes: tuple[str, ...]
+    reason: str | None
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run every call inside the `with` block on one backend.
+
+    Parameters
+    ----------
+    name : {"cpu", "cupy", "numba-cuda", "reference"}
+        The backend. One that cannot run a call makes that call raise NotImplementedError; none is replaced silently.
+
+    Raises
+    ------
+    ValueError
+        If there is no backend of that name.
+
+    Examples
+    --------
+    >>> import numpy as np, dynk
+    >>> x, filters = np.ones((1, 2, 4, 4)), np.ones((1, 2, 3, 3))
+    >>> with dynk.backend("reference"):
+    ...     dynk.ddf(x, None, filters)[0, 0, 1]
+    array([6., 9., 9., 6.])
+    """
+    _check_name("backend", name)
+    token = _requested.set(name)
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def backends() -> list[BackendStatus]:
+    """Return every backend with its device, dtypes and the reason it cannot run here, None where it can.
+
+    Examples
+    --------
+    >>> import dynk
+    >>> [status.name for status in dynk.backends()]
+    ['cpu', 'cupy', 'numba-cuda', 'reference']
+    """
+    return [
+        BackendStatus(name, runner.DEVICE, tuple(runner.DTYPES), runner.unavailable())
+        for name, runner in ((name, runner_of(name)) for name in BACKENDS)
+    ]
+
+
+def runner_of(name: str) -> Any:
+    """Return the module that runs calls on a backend."""
+    return importlib.import_module(f"dynk.kernels.common.{BACKENDS[name]}")
+
+
+def choose(function: str, op: Operator, device: str, dtype: str, requested: str | None = None) -> Any:
+    """Return the runner for a call: the one asked for by name, else the first without a reason to refuse."""
+    requested = requested or _requested.get()
+    key = (op, device, dtype, requested)
+    runner = _chosen.get(key)
+    if runner is None:
+        runner = _chosen[key] = _choose(function, op, device, dtype, requested)
+    return runner
+
+
+def _choose(function: str, op: Operator, device: str, dtype: str, requested: str | None) -> Any:
+    if requested is not None:
+        _check_name(function, requested)
+    names = [requested] if requested else [name for name in BACKENDS if name != "reference"]
+    reasons = []
+    for name in names:
+        runner = runner_of(name)
+        reason = _refusal(runner, device, dtype)
+        if reason is None:
+            return runner
+        reasons.append(f"{name}: {reason}")
+    msg = f"{function}: no backend for {dtype} arrays on {device} ({'; '.join(reasons)})"
+    raise NotImplementedError(msg)
+
+
+def _refusal(runner: Any, device: str, dtype: str) -> str | None:
+    if device != runner.DEVICE:
+        return f"runs on {runner.DEVICE} arrays"
+    if dtype not in runner.DTYPES:
+        return f"has no {dtype}"
+    reason: str | None = runner.unavailable()
+    return reason
+
+
+def _check_name(function: str, name: object) -> None:
+    if not isinstance(name, str):
+        msg = f"{function}: backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}"
+        raise TypeError(msg)
+    if name not in BACKENDS:
+        msg = f"{function}: backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}"
+        raise ValueError(msg)
+
+
+def forward(op: Operator, arrays: tuple[Any, ...], options: Options, out: Any, backend: str | None) -> Any:
+    """Run an operator on any arrays and return its output, of their kind."""
+    name = op.name
+    kind, device, shapes, dtypes = borrow(name, op.arrays, arrays)
+    plan = op.plan(name, shapes, dtypes, options)
+    runner = choose(name, op, device[0], plan.dtype, backend)
+    views = _views(kind, arrays, dtypes)
+    if out is None:
+        view, memory = kind.allocate(plan.out_shape, plan.dtype, device)
+    else:
+        view, memory = _given(name, "out", out, kind, device, plan.out_shape, plan.dtype, views), out
+    if 0 not in plan.out_shape:
+        runner.run(op, "forward", plan, views, (view,), device, kind.stream(device))
+    return memory if out is not None else kind.finish(memory, plan.dtype)
+
+
+def backward(
+    op: Operator,
+    grad_out: Any,
+    arrays: tuple[Any, ...],
+    options: Options,
+    needs: Any,
+    grads: Any,
+    backend: str | None,
+) -> Any:
+    """Run an operator's gradient and return its NamedTuple of gradients."""
+    name = f"{op.name}_backward"
+    everything = (grad_out, *arrays)
+    borrowed = borrow(name, ("grad_out", *op.arrays), everything)
+    kind, device, shapes, dtypes = borrowed
+    plan = op.plan(name, shapes[1:], dtypes[1:], options)
+    if shapes[0] != plan.out_shape or dtypes[0] != plan.dtype:
+        given = "None" if grad_out is None else f"{dtypes[0]} {shapes[0]}"
+        msg = f"{name}: grad_out must have the dtype and shape of the output, {plan.dtype} {plan.out_shape}, got {given}"
+        raise (ValueError if dtypes[0] == plan.dtype else TypeError)(msg)
+    given_grads = _given_grads(op, name, grads)
+    wanted = _wanted(op, name, borrowed, needs, given_grads)
+    runner = choose(name, op, device[0], plan.dtype, backend)
+    views = _views(kind, everything, dtypes)
+    outputs: list[View | None] = [None] * len(op.arrays)
+    memories: list[Any] = [None] * len(op.arrays)
+    written = list(views)
+    for i, (argument, needed, given) in enumerate(zip(op.arrays, wanted, given_grads, strict=True)):
+        if not needed:
+            continue
+        shape = shapes[i + 1]
+        assert shape is not None  # noqa: S101 - a wanted gradient has an argument, as _wanted checked
+        if given is None:
+            outputs[i], memories[i] = kind.allocate(shape, plan.dtype, device)
+        else:
+            outputs[i] = _given(name, f"grads.{argument}", given, kind, device, shape, plan.dtype, tuple(written))
+            written.append(outputs[i])
+            memories[i] = given
+    if any(view is not None and 0 not in view.shape for view in outputs):
+        runner.run(op, "backward", plan, views, tuple(outputs), device, kind.stream(device))
+    results = (
+        memory if memory is None or memory is given else kind.finish(memory, plan.dtype)
+        for memory, given in zip(memories, given_grads, strict=True)
+    )
+    return op.gradients(*results)
+
+
+def _views(kind: Kind, arrays: tuple[Any, ...], dtypes: tuple[str | None, ...]) -> tuple[View | None, ...]:
+    view = kind.view
+    return tuple([None if dtype is None else view(a, dtype) for a, dtype in zip(arrays, dtypes, strict=True)])
+
+
+def _given(
+    function: str,
+    argument: str,
+    array: Any,
+    kind: Kind,
+    device: Device,
+    shape: Shape,
+    dtype: str,
+    inputs: tuple[View | None, ...],
+) -> View:
+    """Return the view of an output that the caller preallocated."""
+    its = borrow(function, (argument,), (array,))
+    if its.kind is not kind or its.device != device:
+        msg = f"{function}: {argument} must be a {kind.name} array on {device}, got {its.kind.name} on {its.device}"
+        raise (TypeError if its.kind is not kind else ValueError)(msg)
+    if its.shapes[0] != shape or its.dtypes[0] != dtype:
+        msg = f"{function}: {argument} must be {dtype} of shape {shape}, got {its.dtypes[0]} of shape {its.shapes[0]}"
+        raise (ValueError if its.dtypes[0] == dtype else TypeError)(msg)
+    reason = kind.writable(array)
+    if reason is not None:
+        msg = f"{function}: {argument} must be {reason}"
+        raise ValueError(msg)
+    view = kind.view(array, dtype)
+    first, end = memory_range(view)
+    for other in inputs:
+        if other is not None:
+            its_first, its_end = memory_range(other)
+            if first < its_end and its_first < end:
+                msg = f"{function}: {argument} must not share memory with another array of the call"
+                raise ValueError(msg)
+    return view
+
+
+def _given_grads(op: Operator, function: str, grads: Any) -> tuple[Any, ...]:
+    if grads is None:
+        return (None,) * len(op.arrays)
+    if not isinstance(grads, tuple) or len(grads) != len(op.arrays):
+        msg = (
+            f"{function}: grads must be a tuple with an array or None for each of ({', '.join(op.arrays)}), "
+            f"got {len(grads) if isinstance(grads, tuple) else type(grads).__name__}"
+        )
+        raise (ValueError if isinstance(grads, tuple) else TypeError)(msg)
+    return grads
+
+
+def _wanted(
+    op: Operator, function: str, borrowed: Borrowed, needs: Any, given: tuple[Any, ...]
+) -> tuple[bool, ...]:
+    """Return for each array argument whether its gradient is to be computed."""
+    differentiable = [
+        dtype is not None and not (name in op.integers and dtype.startswith("int"))
+        for name, dtype in zip(op.arrays, borrowed.dtypes[1:], strict=True)
+    ]
+    if needs is None:
+        if any(grad is not None for grad in given):
+            needs = [name for name, grad in zip(op.arrays, given, strict=True) if grad is not None]
+        else:
+            return tuple(differentiable)
+    elif isinstance(needs, str) or not all(isinstance(name, str) for name in _iterate(function, needs)):
+        msg = f"{function}: needs must be a collection of argument names, got {needs!r}"
+        raise TypeError(msg)
+    for name in needs:
+        if name not in op.arrays:
+            msg = f"{function}: needs must name arguments among ({', '.join(op.arrays)}), got {name!r}"
+            raise ValueError(msg)
+        if not differentiable[op.arrays.index(name)]:
+            msg = f"{function}: needs must name floating arrays that were given, got {name!r}"
+            raise ValueError(msg)
+    for name, grad in zip(op.arrays, given, strict=True):
+        if grad is not None and name not in needs:
+            msg = f"{function}: grads must be None where needs does not ask for the gradient, got an array for {name!r}"
+            raise ValueError(msg)
+    return tuple(name in needs for name in op.arrays)
+
+
+def _iterate(function: str, needs: Any) -> Any:
+    try:
+        return tuple(needs)
+    except TypeError:
+        msg = f"{function}: needs must be a collection of argument names, got {needs!r}"
+        raise TypeError(msg) from None

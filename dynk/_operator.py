@@ -1,0 +1,111 @@
+"""What an operator declares about itself, and the registry of all of them.
+
+Everything that is generic (dispatch, adapters, tests, benchmarks) reads these declarations, so that a new operator adds
+files and one line in `FAMILIES`, and edits nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Shape = tuple[int, ...]
+Shapes = tuple[Shape | None, ...]
+Dtypes = tuple[str | None, ...]
+Options = tuple[Any, ...]
+
+# The public modules that hold operators. A new family is one more name here.
+FAMILIES = ("decoupled",)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All that a launcher must know of one call besides the arrays; made once per signature and remembered.
+
+    `geometry` is a NamedTuple of integers of the operator's family (or a plain tuple of them), `reals` its
+    floating-point options. Kernels get both as they are, so nothing else may be needed to launch. `options` are the
+    canonical options the plan was made from.
+    """
+
+    dtype: str
+    out_shape: Shape
+    geometry: tuple[int, ...]
+    reals: tuple[float, ...] = ()
+    options: Options = ()
+
+    @cached_property
+    def geometry_array(self) -> npt.NDArray[np.int64]:
+        return np.array(self.geometry, np.int64)
+
+    @cached_property
+    def reals_array(self) -> npt.NDArray[np.float64]:
+        return np.array(self.reals, np.float64)
+
+
+class PlanFunction(Protocol):
+    """Checks a signature and returns its plan; memoised, so `__wrapped__` is the function underneath."""
+
+    __wrapped__: Callable[[str, Shapes, Dtypes, Options], Plan]
+
+    def __call__(self, function: str, shapes: Shapes, dtypes: Dtypes, options: Options, /) -> Plan: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """One differentiable operator.
+
+    Parameters
+    ----------
+    name
+        Public name; `<name>_backward` is its gradient.
+    family
+        The public module and the folder below `dynk.kernels` that hold it.
+    launcher
+        Prefix of its launch functions `<launcher>_forward` and `<launcher>_backward` in each backend file.
+    arrays
+        Names of the array arguments, in order. An argument whose value may be None is in `optional`.
+    options
+        Option name to (type in a torch.library schema, default), in order; the canonical options tuple has this order.
+    canonical
+        Turns the caller's options into the hashable tuple that `plan` takes; raises for a wrong one.
+    plan
+        Checks shapes, dtypes and canonical options and returns the `Plan`.
+    gradients
+        NamedTuple type of what `<name>_backward` returns.
+    derivative
+        derivative(index, tangent, arrays, options) -> (arrays, options) such that the operator applied to them is the
+        directional derivative with respect to argument `index`; None where the operator has no such form.
+    batched
+        Names of the array arguments whose leading dimension is the batch N.
+    """
+
+    name: str
+    family: str
+    launcher: str
+    arrays: tuple[str, ...]
+    optional: frozenset[str]
+    options: Mapping[str, tuple[str, Any]]
+    canonical: Callable[..., Options]
+    plan: PlanFunction
+    gradients: Callable[..., Any]
+    batched: frozenset[str]
+    derivative: Callable[[int, Any, tuple[Any, ...], Options], tuple[tuple[Any, ...], Options]] | None = None
+    integers: frozenset[str] = field(default=frozenset())
+
+    def launchers(self, backend: str) -> Any:
+        """Return the module of this family's launch functions for one backend file, such as "cpu"."""
+        return importlib.import_module(f"dynk.kernels.{self.family}.{backend}")
+
+
+def operators() -> dict[str, Operator]:
+    """Return every operator by name."""
+    found: dict[str, Operator] = {}
+    for family in FAMILIES:
+        found |= {op.name: op for op in importlib.import_module(f"dynk.{family}").OPERATORS}
+    return found

@@ -1,0 +1,1 @@
+"""The kernels: a folder per operator family, the same file names in each."""

@@ -1,0 +1,1 @@
+"""Kernels of `dynk.decoupled`: `ddf`, `ddf_upsample` and `filter_norm`."""
