@@ -1,7 +1,7 @@
 """From checked metadata to the backend that runs a call.
 
 Backends are modules of `dynk.kernels.common` with one surface: NAME, DEVICE, DTYPES, `unavailable()` and `run(...)`.
-They are tried in order; `backend=` or `with dynk.backend(...)` asks for one by name, which is never replaced by another.
+They are tried in order; `backend=` or `with dynk.backend(...)` asks for one by name, which no other ever replaces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from dynk._arrays import Borrowed, Device, Kind, View, borrow, memory_range
-from dynk._operator import Operator, Options, Plan, Shape
+from dynk._operator import Operator, Options, Shape
 
 # Order of preference; the reference is never chosen by itself.
 BACKENDS = {
@@ -152,8 +152,8 @@ def backward(
     needs: Any,
     grads: Any,
     backend: str | None,
-) -> Any:
-    """Run an operator's gradient and return its NamedTuple of gradients."""
+) -> tuple[Any, ...]:
+    """Run an operator's gradient and return a gradient or None for each of its arrays."""
     name = f"{op.name}_backward"
     everything = (grad_out, *arrays)
     borrowed = borrow(name, ("grad_out", *op.arrays), everything)
@@ -161,7 +161,9 @@ def backward(
     plan = op.plan(name, shapes[1:], dtypes[1:], options)
     if shapes[0] != plan.out_shape or dtypes[0] != plan.dtype:
         given = "None" if grad_out is None else f"{dtypes[0]} {shapes[0]}"
-        msg = f"{name}: grad_out must have the dtype and shape of the output, {plan.dtype} {plan.out_shape}, got {given}"
+        msg = (
+            f"{name}: grad_out must have the dtype and shape of the output, {plan.dtype} {plan.out_shape}, got {given}"
+        )
         raise (ValueError if dtypes[0] == plan.dtype else TypeError)(msg)
     given_grads = _given_grads(op, name, grads)
     wanted = _wanted(op, name, borrowed, needs, given_grads)
@@ -173,8 +175,7 @@ def backward(
     for i, (argument, needed, given) in enumerate(zip(op.arrays, wanted, given_grads, strict=True)):
         if not needed:
             continue
-        shape = shapes[i + 1]
-        assert shape is not None  # noqa: S101 - a wanted gradient has an argument, as _wanted checked
+        shape = shapes[i + 1] or ()
         if given is None:
             outputs[i], memories[i] = kind.allocate(shape, plan.dtype, device)
         else:
@@ -183,11 +184,10 @@ def backward(
             memories[i] = given
     if any(view is not None and 0 not in view.shape for view in outputs):
         runner.run(op, "backward", plan, views, tuple(outputs), device, kind.stream(device))
-    results = (
+    return tuple(
         memory if memory is None or memory is given else kind.finish(memory, plan.dtype)
         for memory, given in zip(memories, given_grads, strict=True)
     )
-    return op.gradients(*results)
 
 
 def _views(kind: Kind, arrays: tuple[Any, ...], dtypes: tuple[str | None, ...]) -> tuple[View | None, ...]:
@@ -240,9 +240,7 @@ def _given_grads(op: Operator, function: str, grads: Any) -> tuple[Any, ...]:
     return grads
 
 
-def _wanted(
-    op: Operator, function: str, borrowed: Borrowed, needs: Any, given: tuple[Any, ...]
-) -> tuple[bool, ...]:
+def _wanted(op: Operator, function: str, borrowed: Borrowed, needs: Any, given: tuple[Any, ...]) -> tuple[bool, ...]:
     """Return for each array argument whether its gradient is to be computed."""
     differentiable = [
         dtype is not None and not (name in op.integers and dtype.startswith("int"))

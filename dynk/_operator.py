@@ -83,6 +83,10 @@ class Operator:
         directional derivative with respect to argument `index`; None where the operator has no such form.
     batched
         Names of the array arguments whose leading dimension is the batch N.
+    samples
+        Small calls (shapes of the arrays, options) that together reach every kernel; `python -m dynk check` runs them.
+    integers
+        Names of the array arguments that may hold integers, which have no gradient.
     """
 
     name: str
@@ -95,6 +99,7 @@ class Operator:
     plan: PlanFunction
     gradients: Callable[..., Any]
     batched: frozenset[str]
+    samples: tuple[tuple[Shapes, dict[str, Any]], ...]
     derivative: Callable[[int, Any, tuple[Any, ...], Options], tuple[tuple[Any, ...], Options]] | None = None
     integers: frozenset[str] = field(default=frozenset())
 

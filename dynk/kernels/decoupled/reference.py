@@ -18,7 +18,11 @@ from dynk.kernels.decoupled.geometry import FilterGeometry
 Array = npt.NDArray[np.float64]
 Slices = tuple[slice, slice]
 
+# NaN and infinity are results like any other here.
+_ieee = np.errstate(invalid="ignore", over="ignore", divide="ignore")
 
+
+@_ieee
 def ddf_forward(plan: Plan, x: Array, spatial: Array | None, channel: Array | None) -> Array:
     """DDF Eq. 2: out[n,c,y,x] = sum_ij f(spatial, channel)[n,c,i,j,y,x] * X[n,c,tap(y,i),tap(x,j)]."""
     g = _filter_geometry(plan)
@@ -29,6 +33,7 @@ def ddf_forward(plan: Plan, x: Array, spatial: Array | None, channel: Array | No
     return out
 
 
+@_ieee
 def ddf_backward(
     plan: Plan,
     grad_out: Array,
@@ -60,6 +65,7 @@ def ddf_backward(
     )
 
 
+@_ieee
 def filter_norm_forward(plan: Plan, f: Array, scale: Array | None, shift: Array | None) -> Array:
     """DDF Eq. 3: (f - mean) / (std + eps) * scale + shift over the taps of each filter, std unbiased."""
     z, _ = _normalise(plan, f)
@@ -67,6 +73,7 @@ def filter_norm_forward(plan: Plan, f: Array, scale: Array | None, shift: Array 
     return out if shift is None else out + shift
 
 
+@_ieee
 def filter_norm_backward(
     plan: Plan, grad_out: Array, f: Array, scale: Array | None, shift: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
@@ -76,11 +83,10 @@ def filter_norm_backward(
     eps = plan.reals[0]
     h = grad_out if scale is None else grad_out * scale
     taps = plan.geometry[1] * plan.geometry[2]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        # dz = (df - mean df) / (std + eps) - z * dstd / (std + eps), dstd = sum(z df) * (std + eps) / ((T - 1) std)
-        through_mean = (h - h.mean(axes, keepdims=True)) / (std + eps)
-        through_std = z * (h * z).sum(axes, keepdims=True) / ((taps - 1) * std)
-        grad_f = np.where(std == 0, 0.0, through_mean - through_std)
+    # dz = (df - mean df) / (std + eps) - z * dstd / (std + eps), dstd = sum(z df) * (std + eps) / ((T - 1) std)
+    through_mean = (h - h.mean(axes, keepdims=True)) / (std + eps)
+    through_std = z * (h * z).sum(axes, keepdims=True) / ((taps - 1) * std)
+    grad_f = np.where(std == 0, 0.0, through_mean - through_std)
     return (
         grad_f,
         None if scale is None else _unbroadcast(grad_out * z, scale.shape),
@@ -88,6 +94,7 @@ def filter_norm_backward(
     )
 
 
+@_ieee
 def filter_norm_magnitude(
     plan: Plan, grad_out: Array | None, f: Array, scale: Array | None, shift: Array | None
 ) -> tuple[Array | None, ...]:
@@ -101,15 +108,14 @@ def filter_norm_magnitude(
     taps = plan.geometry[1] * plan.geometry[2]
     eps = plan.reals[0]
     gain = 1.0 if scale is None else np.abs(scale)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        span = (f.max(axes, keepdims=True) - f.min(axes, keepdims=True)) / (std + eps)
-        term = np.where(std == 0, 0.0, np.abs(z) + span)
-        if grad_out is None:
-            return (term * gain + (0.0 if shift is None else np.abs(shift)),)
-        h = np.abs(grad_out) * gain
-        through_mean = (h + h.mean(axes, keepdims=True)) / (std + eps)
-        through_std = term * (h * term).sum(axes, keepdims=True) / ((taps - 1) * std)
-        grad_f = np.where(std == 0, 0.0, through_mean + through_std)
+    span = (f.max(axes, keepdims=True) - f.min(axes, keepdims=True)) / (std + eps)
+    term = np.where(std == 0, 0.0, np.abs(z) + span)
+    if grad_out is None:
+        return (term * gain + (0.0 if shift is None else np.abs(shift)),)
+    h = np.abs(grad_out) * gain
+    through_mean = (h + h.mean(axes, keepdims=True)) / (std + eps)
+    through_std = term * (h * term).sum(axes, keepdims=True) / ((taps - 1) * std)
+    grad_f = np.where(std == 0, 0.0, through_mean + through_std)
     return (
         grad_f,
         None if scale is None else _unbroadcast(np.abs(grad_out) * term, scale.shape),
@@ -198,11 +204,12 @@ def _normalise(plan: Plan, f: Array) -> tuple[Array, Array]:
     axes = _tap_axes(plan)
     taps = plan.geometry[1] * plan.geometry[2]
     first = np.take(np.take(f, [0], axes[0]), [0], axes[1])
-    with np.errstate(invalid="ignore", over="ignore"):
-        d = f - first  # exactly 0 for equal taps
-        d = d - d.mean(axes, keepdims=True)
-        std = np.sqrt((d * d).sum(axes, keepdims=True) / (taps - 1))
-        z = np.divide(d, std + plan.reals[0], out=np.zeros_like(d), where=std != 0)
+    d = f - first  # exactly 0 for equal taps
+    d = d - d.mean(axes, keepdims=True)
+    largest = np.abs(d).max(axes, keepdims=True)
+    unit = np.where(largest == 0, 1.0, largest)  # keeps the squares within the range of the type
+    std = unit * np.sqrt(((d / unit) ** 2).sum(axes, keepdims=True) / (taps - 1))
+    z = np.divide(d, std + plan.reals[0], out=np.zeros_like(d), where=std != 0)
     return z, std
 
 

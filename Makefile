@@ -1,0 +1,49 @@
+# Every target sets up what it needs: a .venv beside this file, everything else from the package index.
+#   make demo | test | check | bench | gpu-test | soak | clean
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest
+# On a machine with a GPU that brings its own Python environment, no .venv is made.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+
+.PHONY: demo test check bench gpu-test clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m dynk demo
+
+test: $(VENV)/.test
+	$(PYTEST) -n $(WORKERS) --dist worksteal tests
+
+check: $(VENV)/.test $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m dynk bench
+
+# The same test bodies on a real device, then the memory checker over the smallest of them.
+gpu-test:
+	PYTHONPATH=.:adapters $(GPU_PYTHON) -m pytest -m gpu tests
+	@if command -v compute-sanitizer >/dev/null; then \
+	    PYTHONPATH=.:adapters compute-sanitizer --tool memcheck --error-exitcode 1 \
+	        $(GPU_PYTHON) -m pytest -m gpu -k "smoke" tests; \
+	else echo "compute-sanitizer is not installed: memory check left out"; fi
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"dynk needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}; name another with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+
+# One stamp for each extra: renewed when the dependencies change.
+$(VENV)/.%: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable ".[$*,tbb]"
+	@touch $@

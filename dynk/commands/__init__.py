@@ -1,0 +1,1 @@
+"""What `python -m dynk` runs."""
