@@ -133,17 +133,23 @@ def borrow(function: str, names: tuple[str, ...], arrays: tuple[Any, ...]) -> Bo
     return Borrowed(kind, device, tuple(shapes), tuple(dtypes))
 
 
-def memory_range(view: View) -> tuple[int, int]:
-    """Return the first byte of a view's memory and the one behind its last."""
-    if isinstance(view, CudaView):
-        first, itemsize = view.pointer, ITEMSIZE[view.dtype]
-        strides = view.strides or contiguous_strides(view.shape, view.dtype)
-    else:
-        first, strides, itemsize = view.__array_interface__["data"][0], view.strides, view.itemsize
+def overlap(a: View, b: View) -> bool:
+    """Return whether the bytes that two views of one device span have any in common."""
+    if isinstance(a, CudaView) or isinstance(b, CudaView):
+        (a_first, a_end), (b_first, b_end) = _span(a), _span(b)
+        return a_first < b_end and b_first < a_end
+    return np.may_share_memory(a, b)
+
+
+def _span(view: Any) -> tuple[int, int]:
+    """Return the first byte of a CUDA view's memory and the one behind its last."""
+    first: int = view.pointer
     if 0 in view.shape:
         return first, first
+    strides = view.strides or contiguous_strides(view.shape, view.dtype)
     steps = [(extent - 1) * step for extent, step in zip(view.shape, strides, strict=True)]
-    return first + sum(min(step, 0) for step in steps), first + sum(max(step, 0) for step in steps) + itemsize
+    end = first + sum(max(step, 0) for step in steps) + ITEMSIZE[view.dtype]
+    return first + sum(min(step, 0) for step in steps), end
 
 
 def _show(device: Device) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from dynk._arrays import Borrowed, Device, Kind, View, borrow, memory_range
+from dynk._arrays import Borrowed, Device, Kind, View, borrow, overlap
 from dynk._operator import Operator, Options, Shape
 
 # Order of preference; the reference is never chosen by itself.
@@ -218,13 +218,10 @@ def _given(
         msg = f"{function}: {argument} must be {reason}"
         raise ValueError(msg)
     view = kind.view(array, dtype)
-    first, end = memory_range(view)
     for other in inputs:
-        if other is not None:
-            its_first, its_end = memory_range(other)
-            if first < its_end and its_first < end:
-                msg = f"{function}: {argument} must not share memory with another array of the call"
-                raise ValueError(msg)
+        if other is not None and overlap(view, other):
+            msg = f"{function}: {argument} must not share memory with another array of the call"
+            raise ValueError(msg)
     return view
 
 
