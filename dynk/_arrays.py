@@ -75,7 +75,7 @@ class Kind(Protocol):
         """Return shape, dtype name and device; raises TypeError for an array no kernel could read."""
 
     def view(self, array: Any, dtype: str) -> View:
-        """Return the array's memory; a C-contiguous copy of it where it is not contiguous."""
+        """Return the array's memory, a C-contiguous copy where it is not contiguous; TypeError if it has none."""
 
     def writable(self, array: Any) -> str | None:
         """Return why `array` cannot be written to as a C-contiguous output, None where it can."""
@@ -136,12 +136,12 @@ def borrow(function: str, names: tuple[str, ...], arrays: tuple[Any, ...]) -> Bo
 def overlap(a: View, b: View) -> bool:
     """Return whether the bytes that two views of one device span have any in common."""
     if isinstance(a, CudaView) or isinstance(b, CudaView):
-        (a_first, a_end), (b_first, b_end) = _span(a), _span(b)
+        (a_first, a_end), (b_first, b_end) = memory_range(a), memory_range(b)
         return a_first < b_end and b_first < a_end
     return np.may_share_memory(a, b)
 
 
-def _span(view: Any) -> tuple[int, int]:
+def memory_range(view: Any) -> tuple[int, int]:
     """Return the first byte of a CUDA view's memory and the one behind its last."""
     first: int = view.pointer
     if 0 in view.shape:
@@ -171,7 +171,7 @@ def _numpy_name(dtype: np.dtype[Any]) -> str:
     name = _NUMPY_NAMES.get(dtype)
     if name is None:
         # ml_dtypes' bfloat16 is a user dtype that NumPy knows by name only.
-        name = "bfloat16" if dtype.name == "bfloat16" else dtype.newbyteorder("=").name
+        name = "bfloat16" if dtype.name == "bfloat16" and dtype.itemsize == 2 else dtype.newbyteorder("=").name
         if not dtype.isnative:
             msg = f"in native byte order, got {dtype.str}"
             raise TypeError(msg)
@@ -189,6 +189,8 @@ def _numpy_dtype(name: str) -> Any:
 
 def numpy_view(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     """Return a C-contiguous, aligned array of the storage type over the memory of `array`, or over a copy."""
+    if type(array) is not np.ndarray:
+        array = np.asarray(array)  # subclasses may change what indexing and reshaping mean
     flags = array.flags
     if not (flags.c_contiguous and flags.aligned):
         array = np.array(array, order="C")

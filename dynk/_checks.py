@@ -37,7 +37,7 @@ def pair(function: str, argument: str, value: Any, *, least: int = 1) -> tuple[i
     """Return an int or an (h, w) pair as a pair of ints of at least `least`."""
     if type(value) is int and least <= value <= MAX_REACH:
         return value, value
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if len(value) != 2:
             msg = f"{function}: {argument} must be an int or an (h, w) pair, got {value!r}"
             raise ValueError(msg)
@@ -84,23 +84,20 @@ def bind(function: str, argument: str, shape: Shape, dims: str, sizes: dict[str,
     Names already in `sizes` must agree, new ones are added to it. Every extent but N must be at least 1.
     """
     names = dims.split()
-    agrees = len(shape) == len(names)
-    if agrees:
-        for name, extent in zip(names, shape, strict=True):
-            if extent != sizes.setdefault(name, extent) or (extent < 1 and name != "N"):
-                agrees = False
-                break
-    if agrees:
-        return
-    known = tuple(str(sizes[name]) if name in sizes and sizes[name] > 0 else name for name in names)
+    known = {name: str(extent) for name, extent in sizes.items()}
     if len(shape) != len(names) or any(
-        name in sizes and extent != sizes[name] for name, extent in zip(names, shape, strict=True)
+        extent != sizes.setdefault(name, extent) for name, extent in zip(names, shape, strict=True)
     ):
-        expected = f"shape {_tuple(names)}" + (f" = {_tuple(known)}" if known != tuple(names) else "")
-        msg = f"{function}: {argument} must have {expected}, got {_tuple(shape)}"
+        expected = _tuple(names)
+        if known.keys() & set(names):
+            expected += f" = {_tuple([known.get(name, name) for name in names])}"
+        msg = f"{function}: {argument} must have shape {expected}, got {_tuple(shape)}"
         raise ValueError(msg)
-    msg = f"{function}: {argument} must have extents of at least 1 but for N in {_tuple(names)}, got {_tuple(shape)}"
-    raise ValueError(msg)
+    if any(extent < 1 and name != "N" for name, extent in zip(names, shape, strict=True)):
+        msg = (
+            f"{function}: {argument} must have extents of at least 1 but for N in {_tuple(names)}, got {_tuple(shape)}"
+        )
+        raise ValueError(msg)
 
 
 def common_dtype(function: str, op: Operator, dtypes: Dtypes) -> str:

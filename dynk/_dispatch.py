@@ -66,7 +66,12 @@ def backend(name: str) -> Iterator[None]:
 
 
 def backends() -> list[BackendStatus]:
-    """Return every backend with its device, dtypes and the reason it cannot run here, None where it can.
+    """Say of every backend what it can do on this machine.
+
+    Returns
+    -------
+    list of BackendStatus
+        Name, device, dtypes and the reason why it cannot run here, None where it can; in the order of preference.
 
     Examples
     --------
@@ -131,10 +136,11 @@ def _check_name(function: str, name: object) -> None:
 def forward(op: Operator, arrays: tuple[Any, ...], options: Options, out: Any, backend: str | None) -> Any:
     """Run an operator on any arrays and return its output, of their kind."""
     name = op.name
-    kind, device, shapes, dtypes = borrow(name, op.arrays, arrays)
+    borrowed = borrow(name, op.arrays, arrays)
+    kind, device, shapes, dtypes = borrowed
     plan = op.plan(name, shapes, dtypes, options)
     runner = choose(name, op, device[0], plan.dtype, backend)
-    views = _views(kind, arrays, dtypes)
+    views = _views(name, op.arrays, arrays, borrowed)
     if out is None:
         view, memory = kind.allocate(plan.out_shape, plan.dtype, device)
     else:
@@ -156,7 +162,8 @@ def backward(
     """Run an operator's gradient and return a gradient or None for each of its arrays."""
     name = f"{op.name}_backward"
     everything = (grad_out, *arrays)
-    borrowed = borrow(name, ("grad_out", *op.arrays), everything)
+    names = ("grad_out", *op.arrays)
+    borrowed = borrow(name, names, everything)
     kind, device, shapes, dtypes = borrowed
     plan = op.plan(name, shapes[1:], dtypes[1:], options)
     if shapes[0] != plan.out_shape or dtypes[0] != plan.dtype:
@@ -168,7 +175,7 @@ def backward(
     given_grads = _given_grads(op, name, grads)
     wanted = _wanted(op, name, borrowed, needs, given_grads)
     runner = choose(name, op, device[0], plan.dtype, backend)
-    views = _views(kind, everything, dtypes)
+    views = _views(name, names, everything, borrowed)
     outputs: list[View | None] = [None] * len(op.arrays)
     memories: list[Any] = [None] * len(op.arrays)
     written = list(views)
@@ -190,9 +197,29 @@ def backward(
     )
 
 
-def _views(kind: Kind, arrays: tuple[Any, ...], dtypes: tuple[str | None, ...]) -> tuple[View | None, ...]:
-    view = kind.view
-    return tuple([None if dtype is None else view(a, dtype) for a, dtype in zip(arrays, dtypes, strict=True)])
+def _views(
+    function: str, names: tuple[str, ...], arrays: tuple[Any, ...], borrowed: Borrowed
+) -> tuple[View | None, ...]:
+    kind, _, shapes, dtypes = borrowed
+    return tuple(
+        [
+            None if shape is None or dtype is None else _view(function, name, kind, array, shape, dtype)
+            for name, array, shape, dtype in zip(names, arrays, shapes, dtypes, strict=True)
+        ]
+    )
+
+
+def _view(function: str, argument: str, kind: Kind, array: Any, shape: Shape, dtype: str) -> View:
+    """Return the memory of an array, which must be what the array said of itself: kernels check no bounds."""
+    try:
+        view = kind.view(array, dtype)
+    except TypeError as error:
+        msg = f"{function}: {argument} must be {error}"
+        raise TypeError(msg) from None
+    if view.shape != shape:
+        msg = f"{function}: {argument} must have memory of its shape, {shape}, got {view.shape}"
+        raise ValueError(msg)
+    return view
 
 
 def _given(
@@ -217,7 +244,7 @@ def _given(
     if reason is not None:
         msg = f"{function}: {argument} must be {reason}"
         raise ValueError(msg)
-    view = kind.view(array, dtype)
+    view = _view(function, argument, kind, array, shape, dtype)
     for other in inputs:
         if other is not None and overlap(view, other):
             msg = f"{function}: {argument} must not share memory with another array of the call"
@@ -248,9 +275,8 @@ def _wanted(op: Operator, function: str, borrowed: Borrowed, needs: Any, given: 
             needs = [name for name, grad in zip(op.arrays, given, strict=True) if grad is not None]
         else:
             return tuple(differentiable)
-    elif isinstance(needs, str) or not all(isinstance(name, str) for name in _iterate(function, needs)):
-        msg = f"{function}: needs must be a collection of argument names, got {needs!r}"
-        raise TypeError(msg)
+    else:
+        needs = _names(function, needs)
     for name in needs:
         if name not in op.arrays:
             msg = f"{function}: needs must name arguments among ({', '.join(op.arrays)}), got {name!r}"
@@ -265,9 +291,13 @@ def _wanted(op: Operator, function: str, borrowed: Borrowed, needs: Any, given: 
     return tuple(name in needs for name in op.arrays)
 
 
-def _iterate(function: str, needs: Any) -> Any:
+def _names(function: str, needs: Any) -> tuple[str, ...]:
+    """Return the argument names of a collection, which may be one that can be walked only once."""
     try:
-        return tuple(needs)
+        names = () if isinstance(needs, str) else tuple(needs)
     except TypeError:
+        names = (None,)
+    if isinstance(needs, str) or not all(isinstance(name, str) for name in names):
         msg = f"{function}: needs must be a collection of argument names, got {needs!r}"
-        raise TypeError(msg) from None
+        raise TypeError(msg)
+    return names

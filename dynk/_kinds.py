@@ -38,7 +38,10 @@ class _Torch:
         if array.requires_grad and torch.is_grad_enabled():
             msg = "a tensor that does not require grad; call the function of dynk_torch, or pass tensor.detach()"
             raise TypeError(msg)
-        if array.layout is not torch.strided:
+        if torch._C._functorch.is_functorch_wrapped_tensor(array) or _has_tangent(torch, array):
+            msg = "a tensor outside torch.func and forward-mode differentiation; call the function of dynk_torch"
+            raise TypeError(msg)
+        if array.layout is not torch.strided or array.is_nested:
             msg = f"a dense tensor, got layout {array.layout}"
             raise TypeError(msg)
         device = array.device
@@ -48,9 +51,15 @@ class _Torch:
         return tuple(array.shape), str(array.dtype).removeprefix("torch."), (device.type, device.index or 0)
 
     def view(self, array: Any, dtype: str) -> View:
-        return torch_view(array.detach().resolve_conj().resolve_neg(), dtype)
+        try:
+            return torch_view(array.detach().resolve_conj().resolve_neg(), dtype)
+        except RuntimeError as error:  # as the tensors of torch.func.vmap and of fake modes raise
+            msg = f"a tensor with memory of its own, got {type(array).__name__}: {error}"
+            raise TypeError(msg) from None
 
     def writable(self, array: Any) -> str | None:
+        if array.is_neg():
+            return "a tensor without a pending negation"
         return None if array.is_contiguous() else f"C-contiguous, got strides {tuple(array.stride())}"
 
     def allocate(self, shape: Shape, dtype: str, device: Device) -> tuple[View, Any]:
@@ -66,9 +75,16 @@ class _Torch:
         return 0 if device[0] == "cpu" else int(loaded("torch").cuda.current_stream(device[1]).cuda_stream)
 
 
+def _has_tangent(torch: Any, tensor: Any) -> bool:
+    forward_ad = torch.autograd.forward_ad
+    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def torch_view(tensor: Any, dtype: str) -> View:
     """Return the memory of a detached dense tensor."""
-    if tensor.device.type == "cuda":
+    if tensor.is_cuda:
         strides = tuple(step * ITEMSIZE[dtype] for step in tensor.stride())
         return CudaView(tensor, tensor.data_ptr(), tuple(tensor.shape), dtype, tensor.device.index or 0, strides)
     if not tensor.is_contiguous():

@@ -13,7 +13,7 @@ _COMBINE = ("mul", "add")
 
 def combination(function: str, combine: Any) -> str:
     """Return how two filters make one."""
-    return combine if combine in _COMBINE else _checks.choice(function, "combine", combine, _COMBINE)
+    return _checks.choice(function, "combine", combine, _COMBINE)
 
 
 def filter_plan(

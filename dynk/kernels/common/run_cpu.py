@@ -1,7 +1,7 @@
 """Runs calls on the Numba CPU kernels.
 
-Every kernel of a family's `cpu.py` takes flat C-contiguous arrays of one storage type, its inputs then its outputs, with
-an empty array where one is absent, then the plan's geometry (int64) and reals (float64).
+Every kernel of a family's `cpu.py` takes flat C-contiguous arrays of one storage type, its inputs then its outputs,
+with an empty array where one is absent, then the plan's geometry (int64) and reals (float64).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from dynk._operator import Operator, Plan
+from dynk.kernels.common import threads
+from dynk.kernels.common.compile import serial
 from dynk.kernels.common.dtypes import FLOATS, STORAGE
 
 NAME = "cpu"
@@ -53,4 +55,11 @@ def run(
     kernel = getattr(op.launchers("cpu"), f"{op.launcher}_{direction}")
     absent = _ABSENT[plan.dtype]
     arrays = [absent if a is None else flat(a) for a in (*inputs, *outputs)]
-    kernel(*arrays, plan.geometry_array, plan.reals_array)
+    mode = threads.mode()
+    if mode is threads.PARALLEL:
+        kernel(*arrays, plan.geometry_array, plan.reals_array)
+    elif mode is threads.SERIAL:
+        serial(kernel)(*arrays, plan.geometry_array, plan.reals_array)
+    else:
+        with threads.TURN:
+            kernel(*arrays, plan.geometry_array, plan.reals_array)

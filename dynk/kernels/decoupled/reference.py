@@ -100,8 +100,8 @@ def filter_norm_magnitude(
 ) -> tuple[Array | None, ...]:
     """Sums of absolute terms behind each result of `filter_norm`, the scale of its rounding error.
 
-    A tap's deviation from the mean is exact to the rounding of the filter's range, not of its largest value, because the
-    first tap is subtracted before anything is summed.
+    A tap's deviation from the mean is exact to the rounding of the filter's range, not of its largest value, because
+    the first tap is subtracted before anything is summed.
     """
     axes = _tap_axes(plan)
     z, std = _normalise(plan, f)
@@ -150,9 +150,7 @@ def _channel_at(g: FilterGeometry, channel: Any, i: int, j: int, p: int, q: int)
     return tap[:, :, None, None]
 
 
-def _filter(
-    g: FilterGeometry, spatial: Array | None, channel: Array | None, i: int, j: int, p: int, q: int
-) -> Array:
+def _filter(g: FilterGeometry, spatial: Array | None, channel: Array | None, i: int, j: int, p: int, q: int) -> Array:
     """Return f(spatial, channel) for one tap and sub-pixel, broadcast to (N, C, Ho, Wo)."""
     shape = (g.N, g.C, g.Ho, g.Wo)
     if spatial is None:
@@ -164,7 +162,7 @@ def _filter(
 
 
 def _taps(g: FilterGeometry) -> Iterator[tuple[int, int, int, int, Slices, Slices]]:
-    """Yield every tap (i, j) and sub-pixel (p, q) with the anchors it is inside the image for and the pixels it reads."""
+    """Yield every tap (i, j) and sub-pixel (p, q), the anchors for which it is inside the image and what it reads."""
     for i in range(g.kh):
         y, rows = _inside(g.H, g.Ho, g.stride_h, (i - (g.kh - 1) // 2) * g.dilation_h)
         for j in range(g.kw):

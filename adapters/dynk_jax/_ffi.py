@@ -1,0 +1,227 @@
+"""One JAX primitive runs every operator: what it returns, how it is batched and which XLA FFI handler it becomes.
+
+A handler is made and registered when a call is lowered for a platform, so that nothing is compiled that no program
+uses. Names of targets are stable: an executable from JAX's persistent cache finds them in another process.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
+from numba import config
+
+from dynk import _dispatch
+from dynk._operator import Operator, Options, Plan, Shape
+from dynk.kernels.common import threads
+from dynk.kernels.common.compile import serial
+from dynk_jax import _filter_norm, _native, _python
+
+PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}  # JAX's name of a platform: XLA's
+
+
+class Call(NamedTuple):
+    """What is static about a call: all but its arrays."""
+
+    op: Operator
+    direction: str  # "forward", or "backward": grad_out comes before the arrays
+    options: Options
+    given: tuple[str, ...]  # the array arguments that are there
+    wanted: tuple[str, ...]  # backward: the array arguments whose gradient is computed
+    backend: str | None  # asked for by name
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("grad_out", *self.given) if self.direction == "backward" else self.given
+
+
+dynk_p: Any = Primitive("dynk")
+dynk_p.multiple_results = True
+
+
+def bind(call: Call, *arrays: Any) -> list[Any]:
+    """Run a call on its inputs."""
+    return dynk_p.bind(*arrays, call=call)  # type: ignore[no-any-return]
+
+
+@partial(jax.jit, static_argnames=("call",))
+def _run(*arrays: Any, call: Call) -> Any:
+    return dynk_p.bind(*arrays, call=call)
+
+
+def _plan(call: Call, shapes: Sequence[Shape], dtypes: Sequence[str]) -> Plan:
+    given = {name: (shape, dtype) for name, shape, dtype in zip(call.inputs, shapes, dtypes, strict=True)}
+    signature = [given.get(name, (None, None)) for name in call.op.arrays]
+    return call.op.plan(call.op.name, tuple(s for s, _ in signature), tuple(d for _, d in signature), call.options)
+
+
+def _result_shapes(call: Call, shapes: Sequence[Shape], dtypes: Sequence[str]) -> list[Shape]:
+    if call.direction == "forward":
+        return [_plan(call, shapes, dtypes).out_shape]
+    return [shapes[call.inputs.index(name)] for name in call.wanted]
+
+
+def _signature(arrays: Any) -> tuple[list[Shape], list[str]]:
+    return [tuple(a.shape) for a in arrays], [a.dtype.name for a in arrays]
+
+
+def _abstract(*avals: Any, call: Call) -> list[Any]:
+    return [_like(avals[0], shape) for shape in _result_shapes(call, *_signature(avals))]
+
+
+def _like(aval: Any, shape: Shape) -> Any:
+    """Return the type of another shape, but of the same dtype and varying over the same axes of a shard_map."""
+    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec(*(None,) * len(shape)))  # type: ignore[no-untyped-call]
+    return aval.update(shape=shape, weak_type=False, sharding=sharding)
+
+
+dynk_p.def_impl(_run)
+dynk_p.def_abstract_eval(_abstract)
+
+
+# ---- batching ------------------------------------------------------------------------------------------------------
+
+
+def _batch(arrays: Any, axes: Any, *, call: Call) -> tuple[Any, list[int]]:
+    """Make the mapped axis part of one larger call where that is possible, else map call by call."""
+    front = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes, strict=True)]
+    mapped = [axis is not None for axis in axes]
+    size = next(a.shape[0] for a, is_mapped in zip(front, mapped, strict=True) if is_mapped)
+    larger = _larger(call, front, mapped, size)
+    if larger is None:
+        results = _one_by_one(call, front, mapped)
+    else:
+        shapes, dtypes = _signature(front)
+        single = [shape[m:] for shape, m in zip(shapes, mapped, strict=True)]
+        results = [
+            out.reshape(size, *shape)
+            for out, shape in zip(bind(*larger), _result_shapes(call, single, dtypes), strict=True)
+        ]
+    return results, [0] * len(results)
+
+
+def _larger(call: Call, arrays: list[Any], mapped: list[bool], size: int) -> tuple[Any, ...] | None:
+    """Return the call, followed by its inputs, that does the work of `size` calls; None where there is none."""
+    fold = FOLDS.get(call.op.name, _fold_batch)
+    named = dict(zip(call.inputs, arrays, strict=True))
+    folded = fold(call, named, dict(zip(call.inputs, mapped, strict=True)), size)
+    if folded is None:
+        return None
+    named, options = folded
+    call = call._replace(options=options)
+    try:
+        _plan(call, *_signature(named.values()))
+    except ValueError:  # too many dimensions for the operator
+        return None
+    return (call, *named.values())
+
+
+def _fold_batch(
+    call: Call, arrays: dict[str, Any], mapped: dict[str, bool], size: int
+) -> tuple[dict[str, Any], Options] | None:
+    """Merge the mapped axis with N, the leading dimension of the arguments that the operator declares `batched`."""
+    batched = call.op.batched | {"grad_out"}
+    if any(mapped[name] and name not in batched for name in arrays) or not batched.issuperset(call.wanted):
+        return None
+    folded = {}
+    for name, array in arrays.items():
+        if name in batched:
+            whole = array if mapped[name] else jnp.broadcast_to(array, (size, *array.shape))
+            array = whole.reshape(size * whole.shape[1], *whole.shape[2:])
+        folded[name] = array
+    return folded, call.options
+
+
+def _one_by_one(call: Call, arrays: list[Any], mapped: list[bool]) -> Any:
+    def one(selected: list[Any]) -> Any:
+        rest = iter(selected)
+        return bind(call, *(next(rest) if m else array for array, m in zip(arrays, mapped, strict=True)))
+
+    return jax.lax.map(one, [array for array, m in zip(arrays, mapped, strict=True) if m])
+
+
+# Operators that fold a mapped axis in their own way.
+FOLDS = {"filter_norm": _filter_norm.fold}
+batching.primitive_batchers[dynk_p] = _batch
+
+
+# ---- lowering ------------------------------------------------------------------------------------------------------
+
+_registered: dict[tuple[str, str], Any] = {}  # every handler stays alive here
+_lock = threading.Lock()
+
+
+def _lower(context: Any, *operands: Any, call: Call, platform: str) -> Any:
+    plan = _plan(call, *_signature(context.avals_in))
+    op = call.op
+    # In an empty context: a request in force while lowering is no request made when the call was traced.
+    runner = contextvars.Context().run(_dispatch.choose, op.name, op, platform, plan.dtype, call.backend)
+    attributes: dict[str, Any] = {"slots": _slots(call)}
+    if runner.NAME == "cpu" and not config.DISABLE_JIT:  # type: ignore[attr-defined]
+        dtypes = _kernel_dtypes(call, plan, context.avals_in)
+        suffix = plan.dtype if set(dtypes) == {plan.dtype} else "_".join(dtypes)
+        target = f"dynk_{op.launcher}_{call.direction}_{suffix}"
+        attributes |= {"geometry": plan.geometry_array, "reals": plan.reals_array}
+        make: Callable[[], Any] = partial(_native_handler, call, dtypes)
+    else:
+        target = f"dynk_{op.name}_{call.direction}_{runner.NAME}"
+        attributes["options"] = repr(plan.options)
+        make = partial(_python.handler, op, call.direction, runner)
+    _register(target, platform, make)
+    return jax.ffi.ffi_lowering(target)(context, *operands, **attributes)
+
+
+def _register(target: str, platform: str, make: Callable[[], Any]) -> None:
+    with _lock:
+        if (target, platform) not in _registered:
+            handler = make()
+            capsule = jax.ffi.pycapsule(ctypes.c_void_p(handler.address))  # type: ignore[no-untyped-call]
+            jax.ffi.register_ffi_target(target, capsule, platform=PLATFORMS[platform])
+            _registered[target, platform] = handler
+
+
+def _slots(call: Call) -> npt.NDArray[np.int64]:
+    """Return where each array of the kernel stands among the call's inputs, then among its results; -1: nowhere."""
+    if call.direction == "forward":
+        inputs, results = [_place(name, call.given) for name in call.op.arrays], [0]
+    else:
+        inputs = [_place(name, call.inputs) for name in ("grad_out", *call.op.arrays)]
+        results = [_place(name, call.wanted) for name in call.op.arrays]
+    return np.array(inputs + results, np.int64)
+
+
+def _place(name: str, names: tuple[str, ...]) -> int:
+    return names.index(name) if name in names else -1
+
+
+def _kernel(call: Call) -> Any:
+    """Return the CPU kernel; without threads where they cannot bear concurrent callers, whom XLA's threads are."""
+    kernel = getattr(call.op.launchers("cpu"), f"{call.op.launcher}_{call.direction}")
+    return kernel if threads.mode() == threads.PARALLEL else serial(kernel)
+
+
+def _native_handler(call: Call, dtypes: tuple[str, ...]) -> Any:
+    inputs = len(call.op.arrays) + (call.direction == "backward")
+    return _native.handler(_kernel(call), inputs, dtypes)
+
+
+def _kernel_dtypes(call: Call, plan: Plan, avals: Any) -> tuple[str, ...]:
+    """Return the dtype of each array of the kernel: the call's own, but for integer arguments that are there."""
+    given = {name: aval.dtype.name for name, aval in zip(call.inputs, avals, strict=True)}
+    own = [given.get(name, plan.dtype) for name in call.op.arrays]
+    return (plan.dtype, *own, *(plan.dtype,) * len(own)) if call.direction == "backward" else (*own, plan.dtype)
+
+
+for _platform in PLATFORMS:
+    mlir.register_lowering(dynk_p, partial(_lower, platform=_platform), platform=_platform)

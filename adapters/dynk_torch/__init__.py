@@ -1,0 +1,12 @@
+"""dynk for PyTorch: the operators of `dynk` as differentiable functions of tensors.
+
+They work in eager mode, under `torch.compile`, `torch.func`, forward-mode differentiation, autocast and `torch.export`,
+on the CPU and on CUDA, and share the tensors' memory with the kernels.
+"""
+
+from dynk_torch import _library
+from dynk_torch.functional import ddf, ddf_upsample, filter_norm
+
+__all__ = ["ddf", "ddf_upsample", "filter_norm"]
+
+_library.register_all()

@@ -1,0 +1,16 @@
+"""Hypothesis profiles: `dev` by default, `ci` (the same examples every time) where CI is set, `thorough` by request.
+
+HYPOTHESIS_PROFILE=thorough pytest draws fifty times as many examples.
+"""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# The first example of a test may compile a kernel: neither it nor its drawing is on the clock.
+settings.register_profile(
+    "dev", deadline=None, print_blob=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None)
+settings.register_profile("thorough", settings.get_profile("dev"), max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))

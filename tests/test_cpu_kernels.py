@@ -1,0 +1,353 @@
+"""The CPU backend beyond its equations: rounding, the code cache, threads, forks and Numba's debugging modes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numba
+import numpy as np
+import pytest
+
+import dynk
+from dynk.kernels.common import compile as kernels_compile
+from dynk.kernels.common import numeric
+from dynk.kernels.common.compile import kernel
+
+PACKAGE = Path(dynk.__file__).parent
+HALF = {"float16": (np.int16, np.dtype(np.float16)), "bfloat16": (np.uint16, np.dtype(ml_dtypes.bfloat16))}
+
+# Compiles in half the time, to code that is not fast; only with a cache folder of its own or with none.
+QUICK = {"NUMBA_OPT": "1", "NUMBA_LOOP_VECTORIZE": "0"}
+# What a subprocess runs: one small call whose result is known, and the same with gradients.
+CALL = """
+import numpy as np, dynk
+x, filters = np.ones((2, 3, 6, 5), np.float32), np.ones((2, 3, 3, 3), np.float32)
+expected = np.outer([2, 3, 3, 3, 3, 2], [2, 3, 3, 3, 2])
+def call():
+    assert (dynk.ddf(x, None, filters) == expected).all()
+"""
+EVERY_KERNEL = """
+import numpy as np, dynk
+rng = np.random.default_rng(0)
+def draw(*shape):
+    return rng.standard_normal(shape).astype(dtype)
+def same(function, *arrays, **options):
+    got = getattr(dynk, function)(*arrays, **options)
+    want = getattr(dynk, function)(*arrays, backend="reference", **options)
+    for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (got, want)), strict=True):
+        if b is None:
+            assert a is None
+            continue
+        np.testing.assert_allclose(a.astype(np.float64), b.astype(np.float64), rtol=tolerance, atol=tolerance)
+for dtype, tolerance in (("float32", 1e-4), ("float64", 1e-12), ("float16", 1e-2)):
+    x, spatial, channel = draw(1, 4, 5, 6), draw(1, 2, 3, 3, 5, 6), draw(1, 4, 3, 3)
+    same("ddf", x, spatial, channel)
+    same("ddf_backward", draw(1, 4, 5, 6), x, spatial, channel, dilation=2, combine="add")
+    same("ddf_backward", draw(1, 4, 3, 3), x, spatial[..., :3, :3].copy(), channel, stride=2)
+    x, spatial = draw(1, 2, 3, 4), draw(1, 1, 2, 2, 2, 3, 3, 4)
+    same("ddf_upsample", x, spatial, None, scale=2)
+    same("ddf_upsample_backward", draw(1, 2, 6, 8), x, spatial, None, scale=2)
+    f, scale, shift = draw(2, 4, 3, 3), draw(4, 1, 1), draw(1, 3, 3)
+    same("filter_norm", f, scale, shift, axes=(2, 3))
+    same("filter_norm_backward", draw(2, 4, 3, 3), f, scale, shift, axes=(2, 3))
+"""
+
+
+def run(code: str, folder: Path | None = None, **environment: str) -> str:
+    """Run Python code in a new process and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder or PACKAGE.parent,  # which Python imports from first
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+# ---- rounding --------------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _load_all(storage, values):
+    for i in numba.prange(storage.size):
+        values[i] = numeric.load(storage, i)
+
+
+@kernel
+def _store_all(values, storage):
+    for i in numba.prange(values.size):
+        numeric.store(storage, i, values[i])
+
+
+def _compiled_and_plain(function, *arrays):
+    """Return the last array as filled by the compiled function and by the function in plain Python."""
+    for run_it in (function, function.py_func):
+        result = np.zeros_like(arrays[-1])
+        with np.errstate(all="ignore"):
+            run_it(*arrays[:-1], result)
+        yield result
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_every_half_pattern_loads_exactly(name):
+    storage, dtype = HALF[name]
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    expected = bits.view(dtype).astype(np.float32)
+    for values in _compiled_and_plain(_load_all, bits.view(storage), np.empty(bits.size, np.float32)):
+        np.testing.assert_array_equal(values, expected)
+        np.testing.assert_array_equal(np.signbit(values), np.signbit(expected))
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_every_half_pattern_survives_a_round_trip(name):
+    storage, dtype = HALF[name]
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    values = bits.view(dtype).astype(np.float32)
+    for stored in _compiled_and_plain(_store_all, values, np.empty(bits.size, storage)):
+        nan = np.isnan(values)
+        np.testing.assert_array_equal(stored.view(np.uint16)[~nan], bits[~nan])
+        assert np.isnan(stored.view(dtype)[nan].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_stores_round_to_nearest_even(name):
+    storage, dtype = HALF[name]
+    rng = np.random.default_rng(0)
+    anything = rng.integers(0, 1 << 32, 20_000, np.uint32).view(np.float32)
+    # The midpoints between neighbours, where ties go to even, and the values next to them.
+    exact = np.arange(1 << 15, dtype=np.uint16).view(dtype).astype(np.float32)[::7]
+    finite = exact[np.isfinite(exact)]
+    middle = (finite[:-1] + (finite[1:] - finite[:-1]) / 2).astype(np.float32)
+    ties = finite + np.spacing(finite.astype(dtype)).astype(np.float32) / 2
+    values = np.concatenate([anything, middle, ties, np.nextafter(ties, np.float32(0)), -ties])
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = values.astype(dtype)
+    number = ~np.isnan(values)
+    for stored in _compiled_and_plain(_store_all, values, np.empty(values.size, storage)):
+        np.testing.assert_array_equal(stored.view(np.uint16)[number], expected.view(np.uint16)[number])
+        assert np.isnan(stored.view(dtype)[~number].astype(np.float32)).all()
+
+
+# ---- the code cache --------------------------------------------------------------------------------------------------
+
+
+def _copy(tmp_path: Path) -> Path:
+    shutil.copytree(PACKAGE, tmp_path / "site" / "dynk", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "site"
+
+
+def test_an_edit_to_a_helper_in_another_file_is_not_hidden_by_the_cache(tmp_path):
+    site, cache = _copy(tmp_path), {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), **QUICK}
+    code = "import numpy as np, dynk; print(dynk.ddf(np.ones((1, 1, 1, 1)), None, np.ones((1, 1, 1, 1)))[0, 0, 0, 0])"
+    count_hits = (
+        f"{code}\nfrom dynk.kernels.decoupled import cpu\nprint(sum(cpu.ddf_forward.stats.cache_hits.values()))"
+    )
+    assert run(code, site, **cache).split() == ["1.0"]
+    assert run(count_hits, site, **cache).split() == ["1.0", "1"]
+    helper = site / "dynk" / "kernels" / "common" / "numeric.py"
+    source = helper.read_text()
+    plain = "return lambda array, i: array[np.uintp(i)]"
+    assert source.count(plain) == 1
+    helper.write_text(source.replace(plain, "return lambda array, i: array[np.uintp(i)] + 1"))
+    assert run(count_hits, site, **cache).split() == ["6.0", "0"]
+
+
+def test_a_numba_without_the_known_cache_runs_uncached(monkeypatch):
+    def one():
+        return 1
+
+    class Unknown:
+        py_func = one
+        _cache = object()
+
+    made = []
+
+    def njit(**options):
+        made.append(options)
+        return lambda function: Unknown() if options.get("cache") else function
+
+    monkeypatch.setattr(kernels_compile, "njit", njit)
+    assert kernel(one) is one
+    assert "cache" not in made[-1]
+
+
+def test_works_where_nothing_can_be_written(tmp_path):
+    site = _copy(tmp_path)
+    # Stands in for a read-only installation also where the tests run as root.
+    code = f"""
+import os
+from numba.core import caching
+def refuse(self, *args, **kwargs):
+    raise OSError("read-only file system")
+caching._CacheLocator.ensure_cache_path = refuse
+{CALL}
+call()
+from dynk.kernels.decoupled import cpu
+assert "Null" in type(cpu.ddf_forward._cache).__name__
+"""
+    for path in sorted(site.rglob("*"), reverse=True):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        run(code, site, HOME=str(tmp_path / "none"), XDG_CACHE_HOME=str(tmp_path / "none"), **QUICK)
+        assert not list(site.rglob("*.nbi"))
+    finally:
+        for path in (site, *site.rglob("*")):
+            path.chmod(0o755)
+
+
+# ---- threads and forks -----------------------------------------------------------------------------------------------
+
+LAYERS = {
+    "tbb": "tbb",
+    "omp": "omp",
+    "workqueue": "workqueue",
+}
+THREADS = """
+import threading
+failures = []
+def repeat():
+    try:
+        for _ in range(50):
+            call()
+    except BaseException as error:
+        failures.append(error)
+callers = [threading.Thread(target=repeat) for _ in range(8)]
+[t.start() for t in callers]
+[t.join() for t in callers]
+assert not failures, failures
+"""
+FORK = """
+import os
+pid = os.fork()
+if pid == 0:
+    call()
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+assert status == 0, status
+call()
+"""
+
+
+@pytest.fixture(params=LAYERS)
+def layer(request):
+    """Name a threading layer that this machine has."""
+    code = "import numba; numba.get_num_threads(); print(numba.threading_layer())"
+    if request.param == "tbb":
+        code = "from dynk.kernels.common import threads; print(threads.layer())"
+    available = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NUMBA_THREADING_LAYER": LAYERS[request.param]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if available.stdout.strip() != request.param:
+        pytest.skip(f"Numba has no {request.param} threads here")
+    return request.param
+
+
+def test_many_threads_and_a_fork_on_every_layer(layer):
+    report = "from dynk.kernels.common import threads; print(threads.layer())"
+    fork = FORK if hasattr(os, "fork") else ""
+    printed = run(f"{CALL}call()\n{THREADS}\n{fork}\n{report}", NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
+    assert printed.split() == [layer]
+
+
+def test_tbb_is_preferred_but_never_against_the_user():
+    report = "from dynk.kernels.common import threads; print(threads.layer())"
+    assert run(report, NUMBA_THREADING_LAYER="workqueue").split() == ["workqueue"]
+    launched = f"import numba; numba.config.THREADING_LAYER = 'workqueue'; numba.get_num_threads(); {report}"
+    assert run(launched).split() == ["workqueue"]
+
+
+LOADER = """
+{call}
+import sys
+import torch
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, i):
+        call()
+        return i
+if __name__ == "__main__":
+    call()
+    loader = torch.utils.data.DataLoader(Images(), num_workers=2, multiprocessing_context=sys.argv[1], timeout=60)
+    assert [int(i) for i in loader] == [0, 1, 2, 3]
+"""
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_calls_from_data_loader_workers(context, tmp_path):
+    if context == "fork" and not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    script = tmp_path / "loader.py"
+    script.write_text(LOADER.format(call=CALL))
+    path = os.pathsep.join(p for p in (str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")) if p)
+    done = subprocess.run(
+        [sys.executable, str(script), context],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=80,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread only")
+def test_results_do_not_depend_on_the_number_of_threads():
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    x, spatial, channel = draw(2, 6, 70, 33), draw(2, 2, 3, 3, 70, 33), draw(2, 6, 3, 3)
+    scale, shift = draw(1, 1, 3, 1, 1), draw(2, 1, 1, 1, 1)
+    grads = draw(*x.shape), draw(*spatial.shape)
+    results = []
+    for count in (1, 2):
+        numba.set_num_threads(count)
+        try:
+            results.append(
+                (
+                    dynk.ddf(x, spatial, channel),
+                    *dynk.ddf_backward(grads[0], x, spatial, channel),
+                    dynk.filter_norm(spatial, scale, shift, axes=(2, 3)),
+                    *dynk.filter_norm_backward(grads[1], spatial, scale, shift, axes=(2, 3)),
+                )
+            )
+        finally:
+            numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+# ---- Numba's debugging modes -----------------------------------------------------------------------------------------
+
+
+def test_every_kernel_runs_as_plain_python():
+    run(EVERY_KERNEL, NUMBA_DISABLE_JIT="1")
+
+
+def test_no_kernel_reads_out_of_bounds(tmp_path):
+    one_dtype = EVERY_KERNEL.replace(', ("float64", 1e-12), ("float16", 1e-2)', ",")
+    caught = """
+from dynk.kernels.decoupled import cpu, geometry
+too_long = geometry.FilterGeometry(1, 1, 1, 2, 9, 2, 9, 1, 1, 1, 1, 1, 1, 1, 0, 1, 0)
+a = np.ones(4, np.float32)
+try:
+    cpu.ddf_forward(a, a[:0], a, a.copy(), np.array(too_long), np.empty(0))
+except (IndexError, SystemError):
+    print("caught")
+"""
+    assert run(f"{one_dtype}\n{caught}", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path), **QUICK) == "caught\n"

@@ -1,0 +1,241 @@
+"""What makes the decoupled family what it is: properties, and NumPy one-liners that share nothing with its kernels."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lanes import Lane, bits, each_lane
+
+import dynk
+from dynk.decoupled import DDF, DDF_UPSAMPLE, FILTER_NORM
+from dynk.kernels.common.dtypes import EPS, accumulator
+from dynk.testing import Call, assert_close, rounded, strategies, values
+
+
+def normal(dtype: str, *shape: int, seed: int = 0) -> Any:
+    return rounded(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype)
+
+
+def small_integers(dtype: str, *shape: int, seed: int = 0) -> Any:
+    """Return integers so small that sums of a few products of them are exact in every dtype."""
+    return rounded(np.random.default_rng([seed, *shape]).integers(-2, 3, shape), dtype)
+
+
+def windows(x: Any, kh: int, kw: int, stride: int, dilation: int) -> Any:
+    """Return (N, C, Ho, Wo, kh, kw): the pixels that each tap reads, 0 outside the image."""
+    above, left = (kh - 1) // 2 * dilation, (kw - 1) // 2 * dilation
+    below, right = (kh - 1) * dilation - above, (kw - 1) * dilation - left
+    padded = np.pad(values(x), ((0, 0), (0, 0), (above, below), (left, right)))
+    reach = ((kh - 1) * dilation + 1, (kw - 1) * dilation + 1)
+    seen = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
+    return seen[:, :, ::stride, ::stride, ::dilation, ::dilation]
+
+
+# ---- ddf -------------------------------------------------------------------------------------------------------------
+
+
+@each_lane
+@pytest.mark.parametrize(("kh", "kw"), [(1, 1), (3, 3), (5, 5), (7, 7), (2, 2), (4, 3), (1, 6)])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+def test_channel_only_is_depthwise_convolution(lane: Lane, kh: int, kw: int, stride: int, dilation: int) -> None:
+    x, channel = normal(lane.dtype, 2, 5, 9, 37), normal(lane.dtype, 2, 5, kh, kw)
+    out = lane.forward(Call(DDF, (x, None, channel), {"stride": stride, "dilation": dilation}))
+    seen, taps = windows(x, kh, kw, stride, dilation), values(channel)
+    expected = np.einsum("ncyxij,ncij->ncyx", seen, taps)
+    assert_close(out, expected, np.einsum("ncyxij,ncij->ncyx", abs(seen), abs(taps)))
+
+
+@each_lane
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_spatial_only_is_involution(lane: Lane, groups: int, stride: int) -> None:
+    N, C, H, W, k = 2, 6, 7, 35, 3
+    Ho, Wo = math.ceil(H / stride), math.ceil(W / stride)
+    x, spatial = normal(lane.dtype, N, C, H, W), normal(lane.dtype, N, groups, k, k, Ho, Wo)
+    out = lane.forward(Call(DDF, (x, spatial, None), {"stride": stride}))
+    seen = windows(x, k, k, stride, 1).reshape(N, groups, C // groups, Ho, Wo, k, k)
+    terms = np.einsum("ngcyxij,ngijyx->ngcyx", abs(seen), abs(values(spatial))).reshape(N, C, Ho, Wo)
+    expected = np.einsum("ngcyxij,ngijyx->ngcyx", seen, values(spatial)).reshape(N, C, Ho, Wo)
+    assert_close(out, expected, terms)
+
+
+@each_lane
+@pytest.mark.parametrize("op", [DDF, DDF_UPSAMPLE], ids=lambda op: op.name)
+@given(data=st.data())
+def test_add_is_the_sum_of_both_filters_alone(lane: Lane, op: Any, data: st.DataObject) -> None:
+    call = data.draw(strategies.calls(op, lane.dtype).filter(lambda call: all(a is not None for a in call.arrays)))
+    x, spatial, channel = call.arrays
+    out = lane.forward(Call(op, call.arrays, {**call.options, "combine": "add"}))
+    one, its_terms = call.with_arrays(x, spatial, None).expected_forward()
+    other, other_terms = call.with_arrays(x, None, channel).expected_forward()
+    assert_close(out, one + other, its_terms + other_terms)
+
+
+@each_lane
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_linear_in_the_image_and_homogeneous_in_each_filter(lane: Lane, combine: str) -> None:
+    """Exactly: the sums are of small integers."""
+    first, second = (small_integers(lane.dtype, 2, 4, 6, 33, seed=seed) for seed in (1, 2))
+    spatial, channel = small_integers(lane.dtype, 2, 2, 3, 3, 6, 33), small_integers(lane.dtype, 2, 4, 3, 3)
+
+    def ddf(*arrays: Any) -> Any:
+        return values(lane.forward(Call(DDF, arrays, {"combine": combine})))
+
+    out = ddf(first, spatial, channel)
+    both = rounded(values(first) + values(second), lane.dtype)
+    np.testing.assert_array_equal(ddf(both, spatial, channel), out + ddf(second, spatial, channel))
+    twice_spatial, twice_channel = (rounded(2 * values(f), lane.dtype) for f in (spatial, channel))
+    if combine == "mul":
+        np.testing.assert_array_equal(ddf(first, twice_spatial, channel), 2 * out)
+        np.testing.assert_array_equal(ddf(first, spatial, twice_channel), 2 * out)
+    else:
+        np.testing.assert_array_equal(ddf(first, twice_spatial, twice_channel), 2 * out)
+
+
+@each_lane
+def test_a_tap_outside_the_image_is_not_read(lane: Lane) -> None:
+    """NaN and infinity in the filters show which taps are: those of the border must not be multiplied by 0."""
+    x = normal(lane.dtype, 1, 2, 4, 33)
+    spatial = np.ones((1, 1, 3, 3, 4, 33))
+    spatial[:, :, 0, :, 0] = spatial[:, :, 2, :, -1] = np.nan
+    spatial[..., 0, :, 0] = spatial[..., 2, :, -1] = np.inf
+    out = lane.forward(Call(DDF, (x, rounded(spatial, lane.dtype), None), {}))
+    seen = windows(x, 3, 3, 1, 1)
+    assert_close(out, seen.sum((-2, -1)), abs(seen).sum((-2, -1)))
+
+
+@each_lane
+@pytest.mark.parametrize("op", [DDF, DDF_UPSAMPLE], ids=lambda op: op.name)
+def test_empty_batch(lane: Lane, op: Any) -> None:
+    shapes, options = op.samples[0]
+    arrays = tuple(rounded(np.empty((0, *shape[1:])), lane.dtype) for shape in shapes)
+    call = Call(op, arrays, options)
+    out = lane.forward(call)
+    assert out.shape == call.plan.out_shape
+    assert out.shape[0] == 0
+    assert [g.shape for g in lane.backward(call, out)] == [a.shape for a in arrays]
+
+
+@each_lane
+def test_parameters_of_an_empty_batch_of_filters_have_gradient_0(lane: Lane) -> None:
+    """A sum of no terms, not memory that nobody wrote."""
+    f, scale, shift = (rounded(np.ones(shape), lane.dtype) for shape in ((0, 3, 3, 3), (3, 1, 1), (3, 3, 3)))
+    grads = tuple(lane.put(rounded(np.full(a.shape, np.nan), lane.dtype)) for a in (f, scale, shift))
+    call = lane.put_call(Call(FILTER_NORM, (f, scale, shift), {"axes": (2, 3)}))
+    call.backward(call.arrays[0], grads=grads, backend=lane.backend)
+    assert [values(lane.get(g)).any() for g in grads] == [False, False, False]
+
+
+# ---- ddf_upsample ----------------------------------------------------------------------------------------------------
+
+
+@each_lane
+@pytest.mark.parametrize("s", [1, 2, 3, 4])
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_each_sub_pixel_is_ddf_with_its_own_filters(lane: Lane, s: int, combine: str) -> None:
+    x = normal(lane.dtype, 2, 4, 5, 34)
+    spatial, channel = normal(lane.dtype, 2, 2, s, s, 3, 3, 5, 34), normal(lane.dtype, 2, 4, s, s, 3, 3)
+    out = lane.forward(Call(DDF_UPSAMPLE, (x, spatial, channel), {"scale": s, "combine": combine}))
+    for p, q in product(range(s), repeat=2):
+        its = Call(DDF, (x, spatial[:, :, p, q], channel[:, :, p, q]), {"combine": combine})
+        assert_close(out[:, :, p::s, q::s], *its.expected_forward(), what=f"sub-pixel {p, q}")
+
+
+# ---- filter_norm -----------------------------------------------------------------------------------------------------
+
+
+@each_lane
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (1, 2), (7, 4)])
+def test_normalised_filters_have_mean_0_and_unbiased_deviation_1(lane: Lane, kernel: tuple[int, int]) -> None:
+    f = normal(lane.dtype, 2, 3, *kernel, 4, 9)
+    z = values(lane.forward(Call(FILTER_NORM, (f, None, None), {"axes": (2, 3), "eps": 0.0})))
+    # Every element was rounded to the dtype before the mean was taken here.
+    rounding = EPS[lane.dtype] / EPS[accumulator(lane.dtype)]
+    inner = accumulator(lane.dtype)
+    mean, deviation = z.mean((2, 3)), z.std((2, 3), ddof=1)
+    terms = abs(z).max((2, 3)) * rounding
+    assert_close(rounded(mean, inner), np.zeros_like(mean), terms, what="mean")
+    assert_close(rounded(deviation, inner), np.ones_like(mean), terms, what="deviation")
+
+
+# Values whose squares leave the range of the type.
+HUGE = {"float16": 3e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
+TINY = {"float16": 1e-6, "bfloat16": 1e-30, "float32": 1e-30, "float64": 1e-300}
+
+
+@each_lane
+@pytest.mark.parametrize("value_of", [lambda _: 0.0, lambda _: 0.1, lambda _: -3.7, HUGE.get, TINY.get])
+def test_equal_taps_give_0_and_gradient_0(lane: Lane, value_of: Any) -> None:
+    """Exactly, and never NaN: what remains is the shift."""
+    f = rounded(np.full((2, 3, 3, 3, 5), value_of(lane.dtype)), lane.dtype)
+    scale, shift = normal(lane.dtype, 3, 1, 1, 1), normal(lane.dtype, 3, 1, 1, 1, seed=1)
+    call = Call(FILTER_NORM, (f, scale, shift), {"axes": (2, 3)})
+    np.testing.assert_array_equal(values(lane.forward(call)), np.broadcast_to(values(shift), f.shape))
+    gradients = lane.backward(call, normal(lane.dtype, *f.shape))
+    np.testing.assert_array_equal(values(gradients[0]), np.zeros(f.shape))
+    np.testing.assert_array_equal(values(gradients[1]), np.zeros(scale.shape))
+
+
+@each_lane
+@pytest.mark.parametrize("eps", [0.0, 1e-10])
+@pytest.mark.parametrize("size", [HUGE, TINY], ids=["huge", "tiny"])
+def test_huge_and_tiny_filters(lane: Lane, size: dict[str, float], eps: float) -> None:
+    f = np.random.default_rng(3).uniform(-1, 1, (3, 4, 3, 3)) * size[lane.dtype]
+    call = Call(FILTER_NORM, (rounded(f, lane.dtype), None, None), {"axes": (-2, -1), "eps": eps})
+    out = lane.forward(call)
+    assert np.isfinite(values(out)).all()
+    assert_close(out, *call.expected_forward())
+    grad_out = normal(lane.dtype, *f.shape)
+    (gradient, *_), (expected, *_), (terms, *_) = lane.backward(call, grad_out), *call.expected_backward(grad_out)
+    assert_close(gradient, expected, terms)
+
+
+@each_lane
+def test_a_large_offset_costs_no_accuracy(lane: Lane) -> None:
+    """f + constant has the normalised filter of f, to the rounding of the filter's range."""
+    f = small_integers(lane.dtype, 4, 5, 3, 3)
+    offset = 2.0 ** {"float16": 8, "bfloat16": 5, "float32": 21, "float64": 50}[lane.dtype]
+    raised = rounded(values(f) + offset, lane.dtype)
+    near, far = (lane.forward(Call(FILTER_NORM, (a, None, None), {"axes": (2, 3)})) for a in (f, raised))
+    assert bits(near) == bits(far)
+
+
+@each_lane
+@pytest.mark.parametrize("axes", [(2, 3), (3, 2), (-2, -3), (0, -1), (4, 1)])
+def test_axes_in_any_order_and_from_either_end(lane: Lane, axes: tuple[int, int]) -> None:
+    f = normal(lane.dtype, 2, 3, 3, 2, 4)
+    z = values(f)
+    centred = z - z.mean(axes, keepdims=True)
+    deviation = z.std(axes, ddof=1, keepdims=True)
+    span = (z.max(axes, keepdims=True) - z.min(axes, keepdims=True)) / deviation
+    out = lane.forward(Call(FILTER_NORM, (f, None, None), {"axes": axes}))
+    assert_close(out, centred / (deviation + 1e-10), abs(centred / deviation) + span)
+
+
+@each_lane
+@pytest.mark.parametrize("shape", [(), (1,), (3, 2), (3, 1), (4, 1, 1), (2, 1, 3, 2), (2, 4, 3, 2), (1, 4, 1, 2)])
+def test_scale_and_shift_broadcast_as_in_numpy(lane: Lane, shape: tuple[int, ...]) -> None:
+    f, scale, shift = normal(lane.dtype, 2, 4, 3, 2), normal(lane.dtype, *shape), normal(lane.dtype, *shape, seed=1)
+    alone, terms = Call(FILTER_NORM, (f, None, None), {"axes": (2, 3)}).expected_forward()
+    call = Call(FILTER_NORM, (f, scale, shift), {"axes": (2, 3)})
+    by, plus = values(scale), values(shift)
+    assert_close(lane.forward(call), alone * by + plus, terms * abs(by) + abs(plus))
+    grad_out = normal(lane.dtype, 2, 4, 3, 2, seed=2)
+    _, grad_scale, grad_shift = lane.backward(call, grad_out)
+    summed = tuple(d for d in range(4) if d < 4 - len(shape) or shape[d - 4] == 1)
+    for gradient, expected, its_terms in (
+        (grad_scale, values(grad_out) * alone, abs(values(grad_out)) * terms),
+        (grad_shift, values(grad_out), abs(values(grad_out))),
+    ):
+        assert_close(gradient, expected.sum(summed).reshape(shape), its_terms.sum(summed).reshape(shape))
+
+
+def test_a_single_tap_has_no_deviation() -> None:
+    with pytest.raises(ValueError, match=r"filter_norm: f must have at least 2 taps .*, got shape \(2, 3, 1, 1\)"):
+        dynk.filter_norm(np.ones((2, 3, 1, 1)), axes=(2, 3))

@@ -1,0 +1,226 @@
+"""What every operator must do on every backend and dtype: one body each, over calls that hypothesis draws.
+
+A new operator is tested here as soon as it is declared and its family has strategies in `dynk.testing`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lanes import Lane, bits, each_lane, each_operator
+
+from dynk import _dispatch
+from dynk._operator import Operator
+from dynk.testing import Call, assert_close, rounded, strategies
+
+
+def draw_call(data: st.DataObject, op: Operator, dtype: str, **options: Any) -> Call:
+    return data.draw(strategies.calls(op, dtype, **options))
+
+
+def draw_special_call(data: st.DataObject, op: Operator, dtype: str) -> Call:
+    """Draw a call that may hold NaN and infinities."""
+    nan, infinity = data.draw(st.sampled_from([(False, False), (True, False), (False, True), (True, True)]))
+    return draw_call(data, op, dtype, allow_nan=nan, allow_infinity=infinity)
+
+
+def draw_grad_out(data: st.DataObject, call: Call, **options: Any) -> Any:
+    return data.draw(strategies.grad_outs(call, **options))
+
+
+@each_lane
+@each_operator
+def test_smoke(lane: Lane, op: Operator) -> None:
+    """The operator's declared samples, forward and backward."""
+    rng = np.random.default_rng(0)
+    for shapes, options in op.samples:
+        arrays = tuple(None if shape is None else rounded(rng.standard_normal(shape), lane.dtype) for shape in shapes)
+        call = Call(op, arrays, options)
+        assert_close(lane.forward(call), *call.expected_forward(), what=repr(call))
+        grad_out = rounded(rng.standard_normal(call.plan.out_shape), lane.dtype)
+        for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
+            assert gradient is want is None or assert_close(gradient, want, terms, what=repr(call)) is None
+
+
+@each_lane
+@each_operator
+@given(data=st.data())
+def test_forward_equals_reference(lane: Lane, op: Operator, data: st.DataObject) -> None:
+    call = draw_special_call(data, op, lane.dtype)
+    out = lane.forward(call)
+    assert out.dtype.name == lane.dtype
+    assert_close(out, *call.expected_forward())
+
+
+@each_lane
+@each_operator
+@given(data=st.data())
+def test_backward_equals_reference(lane: Lane, op: Operator, data: st.DataObject) -> None:
+    call = draw_special_call(data, op, lane.dtype)
+    grad_out = draw_grad_out(data, call, allow_nan=data.draw(st.booleans()))
+    gradients = lane.backward(call, grad_out)
+    expected, magnitudes = call.expected_backward(grad_out)
+    for argument, array, gradient, want, magnitude in zip(
+        op.arrays, call.arrays, gradients, expected, magnitudes, strict=True
+    ):
+        if array is None:
+            assert gradient is None
+        else:
+            assert gradient.dtype.name == lane.dtype
+            assert_close(gradient, want, magnitude, what=argument)
+
+
+@each_lane
+@each_operator
+@given(data=st.data())
+def test_same_call_gives_same_bits(lane: Lane, op: Operator, data: st.DataObject) -> None:
+    call = draw_special_call(data, op, lane.dtype)
+    grad_out = draw_grad_out(data, call)
+    assert bits(lane.forward(call)) == bits(lane.forward(call))
+    first, again = lane.backward(call, grad_out), lane.backward(call, grad_out)
+    assert [bits(a) for a in first if a is not None] == [bits(a) for a in again if a is not None]
+
+
+@each_lane
+@each_operator
+@given(data=st.data())
+def test_layout_changes_no_bit(lane: Lane, op: Operator, data: st.DataObject) -> None:
+    call = draw_call(data, op, lane.dtype)
+    grad_out = draw_grad_out(data, call)
+    plain = call.with_arrays(*(None if a is None else np.array(a, order="C") for a in call.arrays))
+    assert bits(lane.forward(call)) == bits(lane.forward(plain))
+    gradients = lane.backward(call, grad_out), lane.backward(plain, np.array(grad_out, order="C"))
+    for gradient, want in zip(*gradients, strict=True):
+        assert gradient is want is None or bits(gradient) == bits(want)
+
+
+@each_lane
+@each_operator
+@given(data=st.data())
+def test_given_outputs_are_filled_and_returned(lane: Lane, op: Operator, data: st.DataObject) -> None:
+    call = draw_call(data, op, lane.dtype)
+    grad_out = draw_grad_out(data, call)
+    there = lane.put_call(call)
+    garbage = [None if a is None else lane.put(rounded(np.full(a.shape, np.nan), lane.dtype)) for a in call.arrays]
+
+    out = lane.put(rounded(np.full(call.plan.out_shape, np.nan), lane.dtype))
+    assert there.forward(backend=lane.backend, out=out) is out
+    assert bits(lane.get(out)) == bits(lane.forward(call))
+
+    gradients = there.backward(lane.put(grad_out), backend=lane.backend, grads=tuple(garbage))
+    for gradient, memory, want in zip(gradients, garbage, lane.backward(call, grad_out), strict=True):
+        assert gradient is memory
+        assert memory is None or bits(lane.get(memory)) == bits(want)
+
+
+@each_lane
+@each_operator
+@given(data=st.data())
+def test_only_needed_gradients_are_computed(lane: Lane, op: Operator, data: st.DataObject) -> None:
+    call = draw_call(data, op, lane.dtype)
+    grad_out = draw_grad_out(data, call)
+    present = [name for name, array in zip(op.arrays, call.arrays, strict=True) if array is not None]
+    needs = data.draw(st.sets(st.sampled_from(present)))
+    everything = lane.backward(call, grad_out)
+    runner = _dispatch.runner_of(lane.backend)
+    with mock.patch.object(runner, "run", wraps=runner.run) as run:
+        gradients = lane.backward(call, grad_out, needs=needs)
+    for name, gradient, want in zip(op.arrays, gradients, everything, strict=True):
+        assert (gradient is not None) == (name in needs)
+        assert gradient is None or bits(gradient) == bits(want)
+    asked = [view is not None for _, _, _, _, outputs, *_ in (c.args for c in run.call_args_list) for view in outputs]
+    assert asked in ([], [name in needs for name in op.arrays])
+
+
+@each_lane
+@each_operator
+@given(data=st.data())
+def test_inputs_are_never_written(lane: Lane, op: Operator, data: st.DataObject) -> None:
+    call = draw_call(data, op, lane.dtype)
+    grad_out = lane.put(draw_grad_out(data, call))
+    there = lane.put_call(call)
+    inputs = [a for a in (grad_out, *there.arrays) if a is not None]
+    owners = [a if a.base is None else a.base for a in inputs]
+    before = [bits(lane.get(a)) for a in (*inputs, *owners)]
+    there.forward(backend=lane.backend)
+    there.backward(grad_out, backend=lane.backend)
+    assert [bits(lane.get(a)) for a in (*inputs, *owners)] == before
+
+
+@each_lane
+@each_operator
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@given(data=st.data())
+def test_poison_reaches_only_what_reads_it(lane: Lane, op: Operator, poison: float, data: st.DataObject) -> None:
+    """One NaN or infinity changes the outputs that read it as IEEE says, and no bit of any other."""
+    call = draw_call(data, op, lane.dtype, layouts=False)
+    grad_out = draw_grad_out(data, call, layouts=False)
+    inputs = [a for a in (grad_out, *call.arrays) if a is not None and a.size]
+    if not inputs:
+        return
+    clean = lane.forward(call), *lane.backward(call, grad_out)
+    poisoned = data.draw(st.sampled_from(range(len(inputs))), label="input")
+    inputs[poisoned].flat[data.draw(st.integers(0, inputs[poisoned].size - 1), label="element")] = poison
+    dirty = lane.forward(call), *lane.backward(call, grad_out)
+    wants, magnitudes = call.expected_backward(grad_out)
+    out, magnitude = call.expected_forward()
+    for result, was, want, terms in zip(dirty, clean, (out, *wants), (magnitude, *magnitudes), strict=True):
+        if result is not None:
+            assert_close(result, want, terms)
+            untouched = np.isfinite(want) & np.isfinite(terms)
+            assert bits(result[untouched]) == bits(was[untouched])
+
+
+# ---- the reference itself, which everything above relies on ----------------------------------------------------------
+
+
+@each_operator
+@given(data=st.data())
+def test_reference_gradients_are_central_differences(op: Operator, data: st.DataObject) -> None:
+    """Along a random direction of each argument, in float64; such differences are good to half its digits."""
+    call = draw_call(data, op, "float64", layouts=False, small=True)
+    call = call.with_arrays(*(None if a is None else _spread(a, data) for a in call.arrays))
+    grad_out = rounded(np.random.default_rng(0).standard_normal(call.plan.out_shape), "float64")
+    gradients, magnitudes = call.expected_backward(grad_out)
+    for k, (array, gradient, magnitude) in enumerate(zip(call.arrays, gradients, magnitudes, strict=True)):
+        if array is None:
+            continue
+        tangent = np.random.default_rng(k).standard_normal(array.shape)
+        ahead, behind = (_moved(call, k, step * tangent).expected_forward()[0] for step in (2.0**-17, -(2.0**-17)))
+        difference = (grad_out * (ahead - behind)).sum() * 2.0**16
+        terms = (magnitude * np.abs(tangent)).sum()
+        assert_close(np.float32(difference).reshape(1), [(gradient * tangent).sum()], [terms], what=op.arrays[k])
+
+
+def _spread(array: Any, data: st.DataObject) -> Any:
+    """Return values at least 1 apart, so that no filter is near to having equal taps."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    return ((rng.permutation(array.size) + 1.0) * rng.choice([-1.0, 1.0], array.size)).reshape(array.shape)
+
+
+def _moved(call: Call, k: int, step: Any) -> Call:
+    return call.with_arrays(*(np.asarray(a + step) if i == k else a for i, a in enumerate(call.arrays)))
+
+
+@each_operator
+@given(data=st.data())
+def test_declared_derivative_is_that_of_the_operator(op: Operator, data: st.DataObject) -> None:
+    """`Operator.derivative` names a call whose value is the directional derivative: adapters differentiate by it."""
+    if op.derivative is None:
+        return
+    call = draw_call(data, op, "float64", layouts=False, small=True)
+    options = op.canonical(**call.options)
+    for k, array in enumerate(call.arrays):
+        if array is None:
+            continue
+        tangent = rounded(np.random.default_rng(k).standard_normal(array.shape), "float64")
+        arrays, its_options = op.derivative(k, tangent, call.arrays, options)
+        derivative = Call(op, arrays, dict(zip(op.options, its_options, strict=True)))
+        ahead, magnitude = _moved(call, k, tangent).expected_forward()
+        behind, less = _moved(call, k, -tangent).expected_forward()
+        assert_close(derivative.forward(backend="reference"), (ahead - behind) / 2, magnitude + less, what=op.arrays[k])
