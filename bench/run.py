@@ -115,16 +115,16 @@ def verify(
     contenders: dict[str, Callable[[], tuple[Any, ...]]],
 ) -> None:
     """Raise AssertionError for a contender whose result is wrong: no time is shown for one."""
+    call = testing.Call(case.op, arrays, case.options)
     if direction == "forward":
-        want, magnitude = ((part,) for part in testing.expected_forward(case.op, arrays, case.plan))
+        wants, magnitudes = ((part,) for part in call.expected_forward())
     else:
-        wants, magnitudes = testing.expected_backward(case.op, grad_out, arrays, case.plan)
-        given = [i for i, a in enumerate(arrays) if a is not None]
-        want, magnitude = tuple(wants[i] for i in given), tuple(magnitudes[i] for i in given)
-    for name, call in contenders.items():
-        for got, expected, terms in zip(call(), want, magnitude, strict=True):
-            slack = 1.0 if name.startswith("dynk") else PEER_SLACK
-            testing.assert_close(got, expected, terms * slack, what=f"{name}: {case.operator} {direction}")
+        wants, magnitudes = call.expected_backward(grad_out)
+    given = [(want, terms) for want, terms in zip(wants, magnitudes, strict=True) if want is not None]
+    for name, contender in contenders.items():
+        slack = 1.0 if name.startswith("dynk") else PEER_SLACK
+        for got, (want, terms) in zip(contender(), given, strict=True):
+            testing.assert_close(got, want, terms * slack, what=f"{name}: {case.operator} {direction}")
 
 
 def _dynk(case: registry.Case, direction: str, arrays: Any, grad_out: Any) -> dict[str, Callable[[], tuple[Any, ...]]]:

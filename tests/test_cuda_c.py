@@ -199,7 +199,7 @@ def check_normal(op: Any, arrays: tuple[Any, ...], **options: Any) -> EmulatedCu
 @emulation
 @pytest.mark.parametrize("combine", ["mul", "add"])
 def test_every_channel_may_have_its_own_group(combine: str) -> None:
-    arrays = normal("float32", 2, 5, 6, 7), normal("float32", 2, 5, 3, 3, 6, 7), normal("float32", 2, 5, 3, 3)
+    arrays = normal("float32", 2, 11, 6, 7), normal("float32", 2, 11, 3, 3, 6, 7), normal("float32", 2, 11, 3, 3)
     check_normal(DDF, arrays, combine=combine)
 
 
@@ -213,9 +213,21 @@ def test_pixels_are_summed_in_parts() -> None:
 
 @emulation
 def test_sums_over_many_channels_are_merged() -> None:
-    arrays = normal("float32", 1, 1100, 2, 3), normal("float32", 1, 1, 3, 3, 2, 3), normal("float32", 1, 1100, 3, 3)
+    arrays = normal("float32", 1, 3200, 1, 2), normal("float32", 1, 1, 3, 3, 1, 2), normal("float32", 1, 3200, 3, 3)
     cuda = check_normal(DDF, arrays)
     assert "ddf_backward_spatial<float, int, 3, 3, MUL, 2>" in cuda.launched
+
+
+@emulation
+@pytest.mark.parametrize(("dtype", "kh", "kw"), [("float32", 3, 3), ("float64", 8, 7)])
+def test_equal_taps_give_exactly_zero(dtype: str, kh: int, kw: int) -> None:
+    filters = np.repeat(normal(dtype, 7, 1), kh * kw, axis=1).reshape(7, kh, kw)
+    call = Call(FILTER_NORM, (filters, normal(dtype, 1), None), {"axes": (1, 2), "eps": 0.0})
+    grad_out = normal(dtype, 7, kh, kw)
+    grad_out[3, 0, 0] = np.nan
+    cuda = EmulatedCupy(FILTER_NORM)
+    assert (cuda.forward(call) == 0).all()
+    assert (cuda.backward(call, grad_out)[0] == 0).all()
 
 
 @emulation

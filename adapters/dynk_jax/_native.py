@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from dynk.kernels.common.dtypes import STORAGE
+from dynk_jax._python import OLD_MINOR
 
 FRAME_WORDS, FRAME_EXTENSION, FRAME_API, FRAME_ARGS, FRAME_RETS, FRAME_ATTRS = 21, 1, 2, 9, 14, 20
 BUFFER_WORDS, BUFFER_DATA, BUFFER_RANK, BUFFER_DIMS = 6, 3, 4, 5
@@ -110,7 +111,9 @@ def _caller(kernel: Any, dtypes: tuple[str, ...]) -> Any:
 def _describe(frame):  # type: ignore[no-untyped-def]
     """Answer XLA's query for a handler's metadata: version 0 of the API with the runtime's minor, no traits."""
     metadata = _words(_words(frame[FRAME_EXTENSION], EXTENSION_WORDS)[EXTENSION_METADATA], METADATA_WORDS)
-    minor = _words(frame[FRAME_API], API_WORDS)[API_VERSION] >> 32
+    minor = OLD_MINOR
+    if frame[FRAME_API] != 0:
+        minor = _words(frame[FRAME_API], API_WORDS)[API_VERSION] >> 32
     metadata[METADATA_VERSION] = minor << 32
     metadata[METADATA_TRAITS] = 0
     return 0

@@ -294,7 +294,7 @@ def _through_operator(static: _Static, grad_out: Any, arrays: Arrays, needed: _W
         kept = _Wanted(need and k != i and along[k] is not None for k, need in enumerate(needed[1:]))
         terms = [
             _forward(tangent, along) if needed[0] else None,
-            *(_backward(tangent, kept, grad_out, along) if any(kept) else kept),
+            *(_backward(tangent, kept, grad_out, along) if any(kept) else (None,) * len(kept)),
         ]
         grads = [_add(total, term) for total, term in zip(grads, terms, strict=True)]
     return grads[0], tuple(grads[1:])

@@ -63,31 +63,22 @@ def check(op: Operator, backend: str, dtype: str, seed: int) -> Row:
     try:
         for shapes, options in op.samples:
             arrays = tuple(None if s is None else testing.rounded(rng.standard_normal(s), dtype) for s in shapes)
-            _compare(op, backend, dtype, arrays, options, rng)
+            _compare(testing.Call(op, arrays, options), backend, rng)
             calls += 2
     except (AssertionError, NotImplementedError) as error:
         failure = str(error)
     return Row(op.name, backend, dtype, calls, time.perf_counter() - start, failure)
 
 
-def _compare(
-    op: Operator, backend: str, dtype: str, arrays: tuple[Any, ...], options: dict[str, Any], rng: Any
-) -> None:
-    canonical = op.canonical(**options)
-    shapes = tuple(None if a is None else a.shape for a in arrays)
-    plan = op.plan(op.name, shapes, tuple(None if a is None else dtype for a in arrays), canonical)
-    grad_out = testing.rounded(rng.standard_normal(plan.out_shape), dtype)
-    device = tuple(None if a is None else _to_device(backend, a) for a in arrays)
-    forward, backward = getattr(dynk, op.name), getattr(dynk, f"{op.name}_backward")
-    out = forward(*device, **options, backend=backend)
-    want, magnitude = testing.expected_forward(op, arrays, plan)
-    testing.assert_close(_to_host(out), want, magnitude, what=f"{op.name}{shapes} {options}")
-    gradients = backward(_to_device(backend, grad_out), *device, **options, backend=backend)
-    wants, magnitudes = testing.expected_backward(op, grad_out, arrays, plan)
-    for name, gradient, want, magnitude in zip(op.arrays, gradients, wants, magnitudes, strict=True):
+def _compare(call: testing.Call, backend: str, rng: np.random.Generator) -> None:
+    grad_out = testing.rounded(rng.standard_normal(call.plan.out_shape), call.plan.dtype)
+    there = call.with_arrays(*(None if a is None else _to_device(backend, a) for a in call.arrays))
+    out = _to_host(there.forward(backend=backend))
+    testing.assert_close(out, *call.expected_forward(), what=repr(call))
+    gradients = there.backward(_to_device(backend, grad_out), backend=backend)
+    for name, gradient, want, terms in zip(call.op.arrays, gradients, *call.expected_backward(grad_out), strict=True):
         if gradient is not None:
-            what = f"grad_{name} of {op.name}{shapes} {options}"
-            testing.assert_close(_to_host(gradient), want, magnitude, what=what)
+            testing.assert_close(_to_host(gradient), want, terms, what=f"grad_{name} of {call!r}")
 
 
 def _to_device(backend: str, array: Any) -> Any:

@@ -59,12 +59,13 @@ def machine() -> dict[str, Any]:
 
     from dynk.kernels.common import threads
 
+    layer = threads.layer()  # before anything else starts Numba's threads
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": llvm.get_host_cpu_name(),
         "SIMD": simd(llvm.get_host_cpu_features()),
         "threads": numba.get_num_threads(),
-        "threading layer": threads.layer(),
+        "threading layer": layer,
         "CUDA": cuda(),
     }
 

@@ -53,7 +53,8 @@ def run(output: Path = Path("demo.png"), seed: int = 0, *, as_json: bool = False
     talk.print(
         f"Disparity of the Motorcycle scene, reduced {data.FACTOR} times and upsampled again with its RGB picture. "
         f"Training part: columns {_columns(data.TRAIN_COLUMNS)}; held-out part: columns "
-        f"{_columns(data.HELD_OUT_COLUMNS)}; seed {seed}."
+        f"{_columns(data.HELD_OUT_COLUMNS)}; seed {seed}. The sigmas of joint bilateral are chosen on the training "
+        "part; DDF-Up starts from it, with the same sigmas, and learns there to correct it."
     )
     with talk.status("joint bilateral: choosing its sigmas on the training part"):
         sigmas = baselines.choose_sigmas(train)

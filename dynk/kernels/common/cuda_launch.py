@@ -14,6 +14,7 @@ INDEX = {np.dtype(np.int32): "int", np.dtype(np.int64): "long long"}
 
 WARP = 32
 THREADS = 256  # of a block at most, as the kernels' launch bounds say
+MAX_BLOCK_Z = 64  # of a block's threads along z, CUDA's limit
 CHAIN = 64  # terms added one after the other before chains are merged
 
 # Beyond the last element a block may still compute this many indices.

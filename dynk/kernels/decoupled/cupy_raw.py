@@ -19,6 +19,7 @@ from dynk.kernels.common.cuda_launch import (
     CHAIN,
     ELEMENT,
     INDEX,
+    MAX_BLOCK_Z,
     THREADS,
     WARP,
     by_value,
@@ -183,7 +184,7 @@ def _pixels_and_channels(g: FilterGeometry, channels: int, height: int, width: i
     """Return grid and block of the kernels that give a thread a pixel and `channels` channels of a group."""
     block_x, block_y = tile(height, width, THREADS)
     units = g.G * divide_up(g.C // g.G, channels)
-    block_z = min(THREADS // (block_x * block_y), units)
+    block_z = min(THREADS // (block_x * block_y), units, MAX_BLOCK_Z)
     blocks = g.N * divide_up(height, block_y) * divide_up(width, block_x) * divide_up(units, block_z)
     return (blocks,), (block_x, block_y, block_z)
 

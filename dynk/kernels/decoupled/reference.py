@@ -215,4 +215,5 @@ def _unbroadcast(values: Array, shape: tuple[int, ...]) -> Array:
     """Sum over the dimensions that NumPy's broadcasting repeated."""
     extra = values.ndim - len(shape)
     axes = tuple(range(extra)) + tuple(extra + d for d, extent in enumerate(shape) if extent == 1)
-    return values.sum(axes).reshape(shape)
+    summed: Array = values.sum(axes).reshape(shape)
+    return summed
