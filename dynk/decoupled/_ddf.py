@@ -132,7 +132,8 @@ def ddf_backward(
     Notes
     -----
     Gradients are deterministic: the same call on the same device gives the same bits. Sums over pixels and channels are
-    formed in stages; the workspace is at most 1/64 of the size of `x` in the accumulation type plus one row per thread.
+    formed in stages. The workspace, in the accumulation type, is 2*kw rows of Wo numbers for each thread on the CPU and
+    at most 1/64 of the size of `x` on CUDA.
 
     Examples
     --------

@@ -119,6 +119,10 @@ def ddf_upsample_backward(
     ValueError, TypeError, NotImplementedError
         As `ddf`.
 
+    Notes
+    -----
+    As of `ddf_backward`.
+
     Examples
     --------
     >>> import numpy as np, dynk
