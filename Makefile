@@ -1,5 +1,5 @@
 # Every target sets up what it needs: a .venv beside this file, everything else from the package index.
-#   make demo | test | check | bench | gpu-test | soak | clean
+#   make demo | test | check | bench | gpu-test | clean
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2

@@ -1,7 +1,7 @@
 """dynk: dynamic image filtering operators on raw arrays, forward and backward.
 
-Every function takes NumPy, CuPy, Numba CUDA, PyTorch or JAX arrays, or any object with `__dlpack__`, and returns the
-same kind on the same device. Use `dynk_torch` and `dynk_jax` for functions that those frameworks differentiate.
+Every function takes NumPy, CuPy, Numba CUDA, PyTorch or JAX arrays and returns the same kind on the same device. Of any
+other object with `__dlpack__` it returns NumPy arrays, or CuPy ones on CUDA. Use `dynk_torch` and `dynk_jax` for functions that those frameworks differentiate.
 """
 
 from dynk._dispatch import backend, backends

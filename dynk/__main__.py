@@ -19,9 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
         "check", parents=[json_flag], help="run every operator of this machine's backends against the reference"
     )
     check.add_argument("--seed", type=int, default=0, help="seed of the random inputs (default 0)")
-    bench = commands.add_parser(
-        "bench", add_help=False, help="time the operators beside their peers (source tree only)"
-    )
+    # Its arguments, --help among them, are for the parser in bench/run.py.
+    commands.add_parser("bench", add_help=False, help="time the operators beside their peers (source tree only)")
     demo = commands.add_parser("demo", parents=[json_flag], help="joint depth upsampling on a real stereo pair")
     demo.add_argument("--output", type=Path, default=Path("demo.png"), help="the picture (default demo.png)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the training (default 0)")
@@ -29,7 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command != "bench":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    del bench
     try:
         return _run(options, rest)
     except ModuleNotFoundError as error:

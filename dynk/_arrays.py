@@ -123,7 +123,7 @@ def borrow(function: str, names: tuple[str, ...], arrays: tuple[Any, ...]) -> Bo
             msg = f"{function}: {name} must be an array of the kind of {owner}, {kind.name}, got {its_kind.name}"
             raise TypeError(msg)
         elif its_device != device:
-            msg = f"{function}: {name} must be on the device of {owner}, {_show(device)}, got {_show(its_device)}"
+            msg = f"{function}: {name} must be on the device of {owner}, {show_device(device)}, got {show_device(its_device)}"
             raise ValueError(msg)
         shapes.append(shape)
         dtypes.append(dtype)
@@ -152,7 +152,8 @@ def memory_range(view: Any) -> tuple[int, int]:
     return first + sum(min(step, 0) for step in steps), end
 
 
-def _show(device: Device) -> str:
+def show_device(device: Device) -> str:
+    """Return a device as PyTorch writes it: "cpu", "cuda:0"."""
     return device[0] if device == CPU else f"{device[0]}:{device[1]}"
 
 
@@ -167,7 +168,7 @@ _NUMPY_NAMES: dict[Any, str] = {
 }
 
 
-def _numpy_name(dtype: np.dtype[Any]) -> str:
+def numpy_name(dtype: np.dtype[Any]) -> str:
     name = _NUMPY_NAMES.get(dtype)
     if name is None:
         # ml_dtypes' bfloat16 is a user dtype that NumPy knows by name only.
@@ -203,7 +204,7 @@ class _Numpy:
 
     def describe(self, array: npt.NDArray[Any]) -> tuple[Shape, str, Device]:
         dtype = array.dtype
-        return array.shape, _NUMPY_NAMES.get(dtype) or _numpy_name(dtype), CPU
+        return array.shape, _NUMPY_NAMES.get(dtype) or numpy_name(dtype), CPU
 
     def view(self, array: npt.NDArray[Any], dtype: str) -> View:
         return numpy_view(array, dtype)

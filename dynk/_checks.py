@@ -68,7 +68,7 @@ def real(function: str, argument: str, value: Any, *, least: float = -math.inf) 
         raise TypeError(msg)
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
         msg = f"{function}: {argument} must be a real number, got {_brief(value)}"
         raise TypeError(msg) from None
     if not math.isfinite(number) or number < least:

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from dynk._arrays import Borrowed, Device, Kind, View, borrow, overlap
+import numpy as np
+
+from dynk._arrays import NUMPY, Borrowed, Device, Kind, View, borrow, numpy_name, numpy_view, overlap, show_device
 from dynk._operator import Operator, Options, Shape
 
 # Order of preference; the reference is never chosen by itself.
@@ -92,7 +94,10 @@ def runner_of(name: str) -> Any:
 
 def choose(function: str, op: Operator, device: str, dtype: str, requested: str | None = None) -> Any:
     """Return the runner for a call: the one asked for by name, else the first without a reason to refuse."""
-    requested = requested or _requested.get()
+    if requested is None:
+        requested = _requested.get()
+    else:
+        _check_name(function, requested)
     key = (op, device, dtype, requested)
     runner = _chosen.get(key)
     if runner is None:
@@ -101,9 +106,7 @@ def choose(function: str, op: Operator, device: str, dtype: str, requested: str 
 
 
 def _choose(function: str, op: Operator, device: str, dtype: str, requested: str | None) -> Any:
-    if requested is not None:
-        _check_name(function, requested)
-    names = [requested] if requested else [name for name in BACKENDS if name != "reference"]
+    names = [requested] if requested is not None else [name for name in BACKENDS if name != "reference"]
     reasons = []
     for name in names:
         runner = runner_of(name)
@@ -201,12 +204,15 @@ def _views(
     function: str, names: tuple[str, ...], arrays: tuple[Any, ...], borrowed: Borrowed
 ) -> tuple[View | None, ...]:
     kind, _, shapes, dtypes = borrowed
-    return tuple(
-        [
-            None if shape is None or dtype is None else _view(function, name, kind, array, shape, dtype)
-            for name, array, shape, dtype in zip(names, arrays, shapes, dtypes, strict=True)
-        ]
-    )
+    views: list[View | None] = []
+    for name, array, shape, dtype in zip(names, arrays, shapes, dtypes, strict=True):
+        if shape is None or dtype is None:
+            views.append(None)
+        elif type(array) is np.ndarray:  # the common case, which need not be checked
+            views.append(numpy_view(array, dtype))
+        else:
+            views.append(_view(function, name, kind, array, shape, dtype))
+    return tuple(views)
 
 
 def _view(function: str, argument: str, kind: Kind, array: Any, shape: Shape, dtype: str) -> View:
@@ -233,9 +239,30 @@ def _given(
     inputs: tuple[View | None, ...],
 ) -> View:
     """Return the view of an output that the caller preallocated."""
+    view: View
+    if (
+        type(array) is np.ndarray
+        and kind is NUMPY
+        and array.flags.carray
+        and array.shape == shape
+        and numpy_name(array.dtype) == dtype
+    ):
+        view = numpy_view(array, dtype)  # the common case, which need not be checked further
+    else:
+        view = _checked(function, argument, array, kind, device, shape, dtype)
+    for other in inputs:
+        if other is not None and overlap(view, other):
+            msg = f"{function}: {argument} must not share memory with another array of the call"
+            raise ValueError(msg)
+    return view
+
+
+def _checked(function: str, argument: str, array: Any, kind: Kind, device: Device, shape: Shape, dtype: str) -> View:
+    """Return the view of an array that must be fit to be an output."""
     its = borrow(function, (argument,), (array,))
     if its.kind is not kind or its.device != device:
-        msg = f"{function}: {argument} must be a {kind.name} array on {device}, got {its.kind.name} on {its.device}"
+        expected = f"a {kind.name} array on {show_device(device)}"
+        msg = f"{function}: {argument} must be {expected}, got {its.kind.name} on {show_device(its.device)}"
         raise (TypeError if its.kind is not kind else ValueError)(msg)
     if its.shapes[0] != shape or its.dtypes[0] != dtype:
         msg = f"{function}: {argument} must be {dtype} of shape {shape}, got {its.dtypes[0]} of shape {its.shapes[0]}"
@@ -244,12 +271,7 @@ def _given(
     if reason is not None:
         msg = f"{function}: {argument} must be {reason}"
         raise ValueError(msg)
-    view = _view(function, argument, kind, array, shape, dtype)
-    for other in inputs:
-        if other is not None and overlap(view, other):
-            msg = f"{function}: {argument} must not share memory with another array of the call"
-            raise ValueError(msg)
-    return view
+    return _view(function, argument, kind, array, shape, dtype)
 
 
 def _given_grads(op: Operator, function: str, grads: Any) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dynk._arrays import CPU, NUMPY, CudaView, Device, View, _numpy_name, loaded, numpy_view, register
+from dynk._arrays import CPU, NUMPY, CudaView, Device, View, loaded, numpy_name, numpy_view, register, show_device
 from dynk._operator import Shape
 from dynk.kernels.common.dtypes import ITEMSIZE, STORAGE
 
@@ -64,8 +64,7 @@ class _Torch:
 
     def allocate(self, shape: Shape, dtype: str, device: Device) -> tuple[View, Any]:
         torch = loaded("torch")
-        where = device[0] if device == CPU else f"{device[0]}:{device[1]}"
-        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=where)
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=show_device(device))
         return torch_view(tensor, dtype), tensor
 
     def finish(self, memory: Any, dtype: str) -> Any:
@@ -184,7 +183,7 @@ class _Cupy:
     name = "CuPy"
 
     def describe(self, array: Any) -> tuple[Shape, str, Device]:
-        return tuple(array.shape), _numpy_name(array.dtype), ("cuda", int(array.device.id))
+        return tuple(array.shape), numpy_name(array.dtype), ("cuda", int(array.device.id))
 
     def view(self, array: Any, dtype: str) -> View:
         return _cuda_interface_view(array.view(STORAGE[dtype]), dtype, int(array.device.id))
@@ -213,7 +212,7 @@ class _NumbaCuda:
     name = "Numba CUDA"
 
     def describe(self, array: Any) -> tuple[Shape, str, Device]:
-        return tuple(array.shape), _numpy_name(array.dtype), ("cuda", self._device())
+        return tuple(array.shape), numpy_name(array.dtype), ("cuda", self._device())
 
     def view(self, array: Any, dtype: str) -> View:
         return _cuda_interface_view(array, dtype, self._device())
@@ -240,13 +239,13 @@ class _NumbaCuda:
 
 
 class _Dlpack:
-    """Any other producer: results come back through its array namespace, else as NumPy or CuPy arrays."""
+    """Any other producer: a protocol to read arrays, not to make them, so that results are NumPy or CuPy arrays."""
 
     name = "DLPack"
 
     def describe(self, array: Any) -> tuple[Shape, str, Device]:
         borrowed, device = self._borrow(array)
-        return tuple(borrowed.shape), _numpy_name(borrowed.dtype), device
+        return tuple(borrowed.shape), numpy_name(borrowed.dtype), device
 
     def view(self, array: Any, dtype: str) -> View:
         borrowed, device = self._borrow(array)

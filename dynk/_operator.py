@@ -72,8 +72,10 @@ class Operator:
         Names of the array arguments, in order. An argument whose value may be None is in `optional`.
     options
         Option name to (type in a torch.library schema, default), in order; the canonical options tuple has this order.
+        A default of None means that the option must be given, unless its type ends in "?".
     canonical
-        Turns the caller's options into the hashable tuple that `plan` takes; raises for a wrong one.
+        Turns the caller's options into the hashable tuple that `plan` takes, of numbers, strings, None and tuples of
+        them; raises for a wrong one. Takes canonical options too, and lists where they have tuples.
     plan
         Checks shapes, dtypes and canonical options and returns the `Plan`.
     gradients

@@ -327,7 +327,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "out kind": (
         ddf(out=torch.ones(2, 4, 8, 9)),
         TypeError,
-        "ddf: out must be a NumPy array on ('cpu', 0), got PyTorch on ('cpu', 0)",
+        "ddf: out must be a NumPy array on cpu, got PyTorch on cpu",
     ),
     "out list": (ddf(out=[]), TypeError, f"ddf: out must be {KINDS}, got list"),
     "out read-only": (ddf(out=read_only(2, 4, 8, 9)), ValueError, "ddf: out must be writeable, got a read-only array"),

@@ -1,4 +1,4 @@
-"""dynk's operators as JAX functions: in jit without the interpreter, differentiable, batchable, on CPU and CUDA."""
+"""dynk's operators as JAX functions, differentiable and batchable: in jit without the interpreter on the CPU; CUDA too."""
 
 from dynk_jax.functional import ddf, ddf_upsample, filter_norm
 

@@ -66,7 +66,7 @@ def ddf(
     ValueError
         For a wrong shape or option, while tracing.
     TypeError
-        For a wrong dtype or type; for forward-mode differentiation, which there is none of.
+        For a wrong dtype or type; under forward-mode differentiation (jvp, jacfwd), which is not supported.
     NotImplementedError
         If no backend can run the call; lists each with its reason.
 
@@ -224,7 +224,9 @@ def _apply(name: str, arrays: Arrays, **options: Any) -> jax.Array:
     op = _OPERATORS[name]
     canonical = op.canonical(**options)
     for argument, array in zip(op.arrays, arrays, strict=True):
-        if array is not None and not isinstance(array, jax.Array | np.ndarray):
+        if array is not None and (
+            not isinstance(array, jax.Array | np.ndarray) or isinstance(array, np.ma.MaskedArray)
+        ):
             msg = f"{name}: {argument} must be a JAX or NumPy array, got {type(array).__name__}"
             raise TypeError(msg)
     shapes = tuple(None if a is None else tuple(a.shape) for a in arrays)

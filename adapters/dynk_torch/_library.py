@@ -131,8 +131,9 @@ def _tensor_arguments(op: Operator) -> list[str]:
 def _option_arguments(op: Operator, *, defaults: bool = True) -> list[str]:
     arguments = []
     for name, (kind, default) in op.options.items():
-        shown = f'"{default}"' if isinstance(default, str) else default
-        arguments.append(f"{kind} {name}" + (f"={shown}" if defaults and default is not None else ""))
+        required = default is None and not kind.endswith("?")
+        shown = f'"{default}"' if isinstance(default, str) else list(default) if isinstance(default, tuple) else default
+        arguments.append(f"{kind} {name}" + (f"={shown}" if defaults and not required else ""))
     return arguments
 
 

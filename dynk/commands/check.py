@@ -39,17 +39,18 @@ def run(*, seed: int = 0, as_json: bool = False) -> int:
         print(json.dumps([row._asdict() for row in rows], indent=2))
         return int(bool(failed))
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("operator", "backend", "dtype", "calls", "seconds", "agrees with the reference")
     for row in rows:
-        verdict = "[green]yes[/]" if row.failure is None else f"[red]no[/]: {row.failure}"
+        verdict = "[green]yes[/]" if row.failure is None else f"[red]no[/]: {escape(row.failure)}"
         table.add_row(row.operator, row.backend, row.dtype, str(row.calls), f"{row.seconds:.2f}", verdict)
     console = Console()
     console.print(table)
     for status in dynk.backends():
         if status.reason is not None:
-            console.print(f"{status.name} is not checked: {status.reason}", style="yellow")
+            console.print(f"{status.name} is not checked: {status.reason}", style="yellow", markup=False)
     console.print(f"{len(rows) - len(failed)} of {len(rows)} agree, forward and backward, within the error bound.")
     return int(bool(failed))
 

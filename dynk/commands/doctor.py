@@ -22,17 +22,18 @@ def run(*, as_json: bool = False) -> int:
         print(json.dumps(report, indent=2))
         return 0
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     machine = report["machine"]
     table = Table("machine", "", title=f"dynk {report['dynk']}", title_justify="left")
     for name, value in machine.items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
     console.print(table)
     table = Table("backend", "arrays on", "dtypes", "state")
     for status in report["backends"]:
-        state = "[green]ready[/]" if status["reason"] is None else f"[yellow]{status['reason']}[/]"
+        state = "[green]ready[/]" if status["reason"] is None else f"[yellow]{escape(status['reason'])}[/]"
         table.add_row(status["name"], status["device"], ", ".join(status["dtypes"]), state)
     console.print(table)
     table = Table("package", "version")

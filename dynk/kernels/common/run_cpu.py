@@ -6,6 +6,7 @@ with an empty array where one is absent, then the plan's geometry (int64) and re
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,11 @@ def flat(array: Any) -> Any:
     return array.reshape(-1)
 
 
+@cache
+def _kernel(op: Operator, direction: str) -> Any:
+    return getattr(op.launchers("cpu"), f"{op.launcher}_{direction}")
+
+
 def run(
     op: Operator,
     direction: str,
@@ -52,7 +58,7 @@ def run(
     stream: int,
 ) -> None:
     """Run `<launcher>_<direction>` and write its results to `outputs`, of which None is not wanted."""
-    kernel = getattr(op.launchers("cpu"), f"{op.launcher}_{direction}")
+    kernel = _kernel(op, direction)
     absent = _ABSENT[plan.dtype]
     arrays = [absent if a is None else flat(a) for a in (*inputs, *outputs)]
     mode = threads.mode()

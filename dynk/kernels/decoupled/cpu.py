@@ -28,8 +28,12 @@ CHANNELS = 32
 def ddf_forward(x, spatial, channel, out, geometry, reals):  # type: ignore[no-untyped-def]
     """DDF Eq. 2, for `ddf` and `ddf_upsample`."""
     g = filter_geometry(geometry)
-    for task in prange(g.N * _ceil(g.C, CHANNELS) * _ceil(g.Ho, ROWS)):
-        _forward_task(np.int64(task), x, spatial, channel, out, geometry)
+    tasks = g.N * _ceil(g.C, CHANNELS) * _ceil(g.Ho, ROWS)
+    if tasks == 1:  # waking the threads costs more
+        _forward_task(0, x, spatial, channel, out, geometry)
+    else:
+        for task in prange(tasks):
+            _forward_task(np.int64(task), x, spatial, channel, out, geometry)
 
 
 @kernel
