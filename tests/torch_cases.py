@@ -1,0 +1,92 @@
+"""What the tests of dynk_torch share: a call of each operator in each of its forms."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import dynk_torch
+import pytest
+import torch
+from torch import Tensor
+
+from dynk import testing
+from dynk._operator import operators
+
+# PyTorch loads its own forward-mode decompositions, and its compiler, through deprecated parts of torch.jit.
+ignore_torch_jit = pytest.mark.filterwarnings("ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call: the shape of each argument (None where it is absent) and the options."""
+
+    name: str
+    shapes: tuple[tuple[int, ...] | None, ...]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def tensors(self, dtype: torch.dtype = torch.float32, *, requires_grad: bool = False) -> list[Tensor | None]:
+        generator = torch.Generator().manual_seed(0)
+        return [
+            None if s is None else torch.randn(s, generator=generator).to(dtype).requires_grad_(requires_grad)
+            for s in self.shapes
+        ]
+
+    def __call__(self, *tensors: Any) -> Tensor:
+        return getattr(dynk_torch, self.name)(*tensors, **self.options)
+
+    def of_given(self, *given: Any) -> Tensor:
+        """Apply the operator to the arguments that are not absent."""
+        return self(*self.fill(given))
+
+    def fill(self, given: Any) -> list[Any]:
+        entries = iter(given)
+        return [None if shape is None else next(entries) for shape in self.shapes]
+
+    def given(self, dtype: torch.dtype = torch.float32, *, requires_grad: bool = False) -> tuple[Tensor, ...]:
+        return tuple(t for t in self.tensors(dtype, requires_grad=requires_grad) if t is not None)
+
+    def call(self, tensors: list[Tensor | None]) -> testing.Call:
+        arrays = tuple(None if t is None else t.detach() for t in tensors)
+        return testing.Call(operators()[self.name], arrays, self.options)
+
+
+X, SPATIAL, CHANNEL = (2, 4, 3, 5), (2, 2, 2, 3, 3, 5), (2, 4, 2, 3)
+CASES = {
+    "ddf-mul": Case("ddf", (X, SPATIAL, CHANNEL)),
+    "ddf-add": Case("ddf", (X, SPATIAL, CHANNEL), {"combine": "add", "dilation": (1, 2)}),
+    "ddf-spatial": Case("ddf", (X, (2, 2, 3, 2, 2, 3), None), {"stride": 2}),
+    "ddf-channel": Case("ddf", (X, None, CHANNEL), {"stride": (1, 2), "dilation": 2}),
+    "upsample-mul": Case("ddf_upsample", ((1, 2, 2, 3), (1, 1, 2, 2, 3, 1, 2, 3), (1, 2, 2, 2, 3, 1)), {"scale": 2}),
+    "upsample-add": Case(
+        "ddf_upsample",
+        ((1, 2, 2, 2), (1, 2, 2, 2, 1, 2, 2, 2), (1, 2, 2, 2, 1, 2)),
+        {"scale": 2, "dilation": 2, "combine": "add"},
+    ),
+    "upsample-spatial": Case("ddf_upsample", ((1, 2, 2, 3), (1, 1, 2, 2, 3, 1, 2, 3), None), {"scale": 2}),
+    "norm": Case("filter_norm", ((2, 3, 2, 2), None, None), {"axes": (2, 3)}),
+    "norm-scale": Case("filter_norm", ((2, 2, 2, 3, 2), (2, 1, 1, 1), None), {"axes": (-3, 3), "eps": 0.1}),
+    "norm-shift": Case("filter_norm", ((2, 3, 2), (3, 1), (2, 3, 2)), {"axes": (2, 0)}),
+}
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# One case of each operator, for what the operators share.
+one_of_each = pytest.mark.parametrize("case", [CASES[name] for name in ("ddf-mul", "upsample-mul", "norm-scale")])
+
+
+def grad_like(out: Tensor) -> Tensor:
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Assert that two ways to the same values agree; the largest of them stands for the magnitude of their terms."""
+    if isinstance(expected, Tensor):
+        assert isinstance(actual, Tensor)
+        largest = expected.detach().abs().max().item() if expected.numel() else 0.0
+        testing.assert_close(actual.detach(), testing.values(expected.detach()), largest)
+        return
+    assert type(actual) is type(expected)
+    for one, other in zip(actual, expected, strict=True):
+        assert_same(one, other)
