@@ -78,7 +78,7 @@ class Kind(Protocol):
         """Return the array's memory, a C-contiguous copy where it is not contiguous; TypeError if it has none."""
 
     def writable(self, array: Any) -> str | None:
-        """Return why `array` cannot be written to as a C-contiguous output, None where it can."""
+        """Return why `array` cannot be written to as a C-contiguous output, None where it can and will be."""
 
     def allocate(self, shape: Shape, dtype: str, device: Device) -> tuple[View, Any]:
         """Return new uninitialised memory as a view, and the object that `finish` turns into the caller's array."""
@@ -123,7 +123,8 @@ def borrow(function: str, names: tuple[str, ...], arrays: tuple[Any, ...]) -> Bo
             msg = f"{function}: {name} must be an array of the kind of {owner}, {kind.name}, got {its_kind.name}"
             raise TypeError(msg)
         elif its_device != device:
-            msg = f"{function}: {name} must be on the device of {owner}, {show_device(device)}, got {show_device(its_device)}"
+            where, there = show_device(device), show_device(its_device)
+            msg = f"{function}: {name} must be on the device of {owner}, {where}, got {there}"
             raise ValueError(msg)
         shapes.append(shape)
         dtypes.append(dtype)

@@ -245,6 +245,7 @@ def _given(
         and kind is NUMPY
         and array.flags.carray
         and array.shape == shape
+        and array.dtype.isnative
         and numpy_name(array.dtype) == dtype
     ):
         view = numpy_view(array, dtype)  # the common case, which need not be checked further

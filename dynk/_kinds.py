@@ -5,6 +5,7 @@ Importing this module imports none of the libraries: each is reached through `sy
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,11 @@ class _Torch:
     def writable(self, array: Any) -> str | None:
         if array.is_neg():
             return "a tensor without a pending negation"
-        return None if array.is_contiguous() else f"C-contiguous, got strides {tuple(array.stride())}"
+        if not array.is_contiguous():
+            return f"C-contiguous, got strides {tuple(array.stride())}"
+        if not array.is_inference():  # a backward pass that saved it must notice the change
+            loaded("torch").autograd.graph.increment_version(array)
+        return None
 
     def allocate(self, shape: Shape, dtype: str, device: Device) -> tuple[View, Any]:
         torch = loaded("torch")
@@ -135,10 +140,12 @@ class _Jax:
     def finish(self, memory: Any, dtype: str) -> Any:
         jax = loaded("jax")
         wanted = jax.numpy.dtype(dtype)
-        if isinstance(memory, np.ndarray):
-            # Aligned memory is taken over, not copied.
-            return jax.device_put(memory.view(wanted), jax.devices("cpu")[0], may_alias=True)
-        return jax.dlpack.from_dlpack(memory).view(wanted)
+        # A float64 array may have come from a block where JAX keeps float64, though it does not here.
+        with jax.enable_x64(True) if dtype == "float64" else nullcontext():
+            if isinstance(memory, np.ndarray):
+                # Aligned memory is taken over, not copied.
+                return jax.device_put(memory.view(wanted), jax.devices("cpu")[0], may_alias=True)
+            return jax.dlpack.from_dlpack(memory).view(wanted)
 
     def stream(self, device: Device) -> int:
         return 0 if device[0] == "cpu" else _cupy_stream(device)

@@ -329,6 +329,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "ddf: out must be a NumPy array on cpu, got PyTorch on cpu",
     ),
+    "out byte order": (
+        ddf(out=ones(2, 4, 8, 9, dtype=np.dtype(">f4"))),
+        TypeError,
+        "ddf: out must be in native byte order, got >f4",
+    ),
     "out list": (ddf(out=[]), TypeError, f"ddf: out must be {KINDS}, got list"),
     "out read-only": (ddf(out=read_only(2, 4, 8, 9)), ValueError, "ddf: out must be writeable, got a read-only array"),
     "out strided": (
@@ -417,6 +422,16 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ddf(backend=1),
         TypeError,
         "ddf: backend must be one of 'cpu', 'cupy', 'numba-cuda', 'reference', got 1",
+    ),
+    "backend empty": (
+        ddf(backend=""),
+        ValueError,
+        "ddf: backend must be one of 'cpu', 'cupy', 'numba-cuda', 'reference', got ''",
+    ),
+    "backend list": (
+        ddf(backend=["cpu"]),
+        TypeError,
+        "ddf: backend must be one of 'cpu', 'cupy', 'numba-cuda', 'reference', got ['cpu']",
     ),
     "backend of another device": (
         ddf(backend="cupy"),

@@ -232,6 +232,14 @@ def test_torch_tangents_are_never_dropped() -> None:
             dynk.filter_norm(dual, axes=(0, 1))
 
 
+def test_torch_output_that_a_backward_pass_needs_is_noticed() -> None:
+    weight, saved = torch.ones(1, 1, 2, 2, requires_grad=True), torch.ones(1, 1, 2, 2)
+    product = (weight * saved).sum()
+    dynk.ddf(torch.ones(1, 1, 2, 2), None, torch.ones(1, 1, 1, 1), out=saved)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
 # ---- JAX -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""dynk's operators as JAX functions, differentiable and batchable: in jit without the interpreter on the CPU; CUDA too."""
+"""dynk's operators as JAX functions: differentiable, batchable, inside jit; on the CPU without the interpreter."""
 
 from dynk_jax.functional import ddf, ddf_upsample, filter_norm
 

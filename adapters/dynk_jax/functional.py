@@ -229,6 +229,9 @@ def _apply(name: str, arrays: Arrays, **options: Any) -> jax.Array:
         ):
             msg = f"{name}: {argument} must be a JAX or NumPy array, got {type(array).__name__}"
             raise TypeError(msg)
+        if isinstance(array, np.ndarray) and not array.dtype.isnative:
+            msg = f"{name}: {argument} must be in native byte order, got {array.dtype.str}"
+            raise TypeError(msg)
     shapes = tuple(None if a is None else tuple(a.shape) for a in arrays)
     dtypes = tuple(None if a is None else a.dtype.name for a in arrays)
     op.plan(name, shapes, dtypes, canonical)
@@ -355,22 +358,9 @@ def _add(total: Any, term: Any) -> Any:
 
 def _equally_varying(arrays: Arrays) -> Arrays:
     """Make all arrays vary over the same axes of a shard_map, so that JAX sums the gradients of those that did not."""
-    axes = [frozenset() if a is None else _varying_axes(a) for a in arrays]
+    axes = [frozenset() if a is None else jax.typeof(a).manual_axis_type.varying for a in arrays]
     union = frozenset[Any]().union(*axes)
     return tuple(
-        array if array is None or own == union else _vary(array, tuple(sorted(union - own)))
+        array if array is None or own == union else jax.lax.pcast(array, tuple(sorted(union - own)), to="varying")
         for array, own in zip(arrays, axes, strict=True)
     )
-
-
-def _vary(array: Any, axes: tuple[Any, ...]) -> Any:
-    if hasattr(jax.lax, "pcast"):
-        return jax.lax.pcast(array, axes, to="varying")
-    return jax.lax.pvary(array, axes)  # type: ignore[attr-defined]  # JAX before 0.8
-
-
-def _varying_axes(array: Any) -> frozenset[Any]:
-    aval = jax.typeof(array)
-    if hasattr(aval, "manual_axis_type"):
-        return aval.manual_axis_type.varying  # type: ignore[no-any-return]
-    return getattr(aval, "vma", frozenset())  # JAX before 0.10

@@ -107,7 +107,7 @@ def spread(found: tuple[Tensor | None, ...], needs: Needs) -> Tensors:
 def tangent(op: Operator, tensors: Tensors, options: Options, vectors: Tensors) -> Tensor:
     """Return the operator's directional derivative along one vector (or None) per argument."""
     if op.derivative is None:
-        return OWN[op.name].tangent(tensors, options, vectors)  # type: ignore[no-any-return]
+        return _own(op).tangent(tensors, options, vectors)  # type: ignore[no-any-return]
     terms = [
         forward(op, *op.derivative(i, vector, tensors, options))
         for i, vector in enumerate(vectors)
@@ -121,7 +121,7 @@ def curvature(
 ) -> Tensors:
     """Return the Hessian of <grad_out, op(tensors)> times one vector (or None) per argument, where wanted."""
     if op.derivative is None:
-        return OWN[op.name].curvature(grad_out, tensors, options, vectors, wanted)  # type: ignore[no-any-return]
+        return _own(op).curvature(grad_out, tensors, options, vectors, wanted)  # type: ignore[no-any-return]
     total: list[Tensor | None] = [None] * len(tensors)
     for i, vector in enumerate(vectors):
         if vector is None:
@@ -132,6 +132,13 @@ def curvature(
         for k, grad in enumerate(backward(op, grad_out, arguments, its_options, needs)):
             total[k] = _add(total[k], grad)
     return tuple(total)
+
+
+def _own(op: Operator) -> Any:
+    if op.name not in OWN:
+        msg = f"{op.name}: the gradient has no derivative, and there is no forward mode"
+        raise NotImplementedError(msg)
+    return OWN[op.name]
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

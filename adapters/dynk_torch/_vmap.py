@@ -16,11 +16,14 @@ InDims = tuple[int | None, ...]
 def forward(op: Operator, size: int, in_dims: InDims, tensors: Tensors, options: Options) -> Tensor:
     """Return the mapped output, its mapped dimension first."""
     mapped = _mapped_first(size, in_dims, tensors)
-    if op.name in OWN and not _empty(mapped):
+    if op.name in OWN and not _no_batch(mapped):
         return _autograd.forward(op, *OWN[op.name].fold(mapped, options))
     if all(name in op.batched for name, dim in zip(op.arrays, in_dims, strict=True) if dim is not None):
+        batch = next(
+            t.shape[1] for name, t in zip(op.arrays, mapped, strict=True) if t is not None and name in op.batched
+        )
         out = _autograd.forward(op, _into_batch(op, mapped), options)
-        return out.reshape(size, out.shape[0] // size, *out.shape[1:])
+        return out.reshape(size, batch, *out.shape[1:])
     return torch.stack([_autograd.forward(op, _sample(mapped, b), options) for b in range(size)])
 
 
@@ -29,7 +32,7 @@ def backward(op: Operator, size: int, in_dims: InDims, everything: Tensors, opti
     grad, *others = _mapped_first(size, in_dims, everything)
     assert grad is not None  # grad_out is a tensor
     mapped = tuple(others)
-    if op.name in OWN and not _empty(mapped):
+    if op.name in OWN and not _no_batch(mapped):
         folded, options = OWN[op.name].fold(mapped, options)
         return _unfold(_autograd.backward(op, grad, folded, options, needs), mapped)
     # An argument without N would get one gradient summed over all samples.
@@ -69,5 +72,6 @@ def _unfold(grads: Tensors, mapped: Tensors) -> Tensors:
     )
 
 
-def _empty(mapped: Tensors) -> bool:
-    return any(t is not None and 0 in t.shape for t in mapped)
+def _no_batch(mapped: Tensors) -> bool:
+    """Return whether a sample is empty, whose N of 0 would no longer be the leading dimension after folding."""
+    return any(t is not None and 0 in t.shape[1:] for t in mapped)

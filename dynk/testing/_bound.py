@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from dynk import _arrays
 from dynk._operator import Operator, Plan
-from dynk.kernels.common.dtypes import EPS, LARGEST, SMALLEST, accumulator, narrow, widen
+from dynk.kernels.common.dtypes import EPS, LARGEST, SMALLEST, STORAGE, accumulator, narrow, widen
 
 ERROR_FACTOR = 8.0
 
@@ -58,6 +58,9 @@ def assert_close(
     >>> dynk.testing.assert_close(np.float32([1 / 3]), [1 / 3], [1.0])
     """
     got, dtype = _widened(actual)
+    if dtype not in EPS:
+        msg = f"dynk.testing: {what} must be a floating array, got {dtype}"
+        raise TypeError(msg)
     want = np.asarray(expected, np.float64)
     if got.shape != want.shape:
         msg = f"{what}: shape {got.shape}, expected {want.shape}"
@@ -128,6 +131,9 @@ def values(array: Any) -> npt.NDArray[np.float64]:
 def _widened(array: Any) -> tuple[npt.NDArray[np.float64], str]:
     kind, _, _, dtypes = _arrays.borrow("dynk.testing", ("array",), (array,))
     dtype = dtypes[0] or ""
+    if dtype not in STORAGE:
+        msg = f"dynk.testing: array must have dtype {', '.join(map(repr, STORAGE))}, got {dtype}"
+        raise TypeError(msg)
     view = kind.view(array, dtype)
     if isinstance(view, _arrays.CudaView):
         msg = "dynk.testing: array must be on the CPU, got a CUDA array; copy it to the host first"

@@ -287,7 +287,12 @@ def _reduction(g: NormGeometry, *, of_scale: bool) -> tuple[tuple[int, ...], boo
 
 
 def instantiations() -> list[tuple[str, str]]:
-    """Return (source, name expression) of every kernel in every type and mode, for kernel sizes of each sort."""
+    """Return (source, name expression) of every kernel that the launch functions can ask for, but for kernel sizes.
+
+    Sizes are not bounded. A 3 x 3 kernel and the kernel of any size come with every combination of the other template
+    arguments; 1 x 1, 2 x 4 (even and not square), 5 x 5 (the most merged taps) and 7 x 7 (the most taps) come with 32-bit
+    indices and, of the channels of a thread, the most.
+    """
     found = [
         (source, f"sum_partials<{element}, {index}, {lanes}>")
         for source in (FILTERS, NORM)
@@ -296,44 +301,47 @@ def instantiations() -> list[tuple[str, str]]:
         for lanes in (1, WARP)
     ]
     for dtype, element in ELEMENT.items():
+        totals = tuple(dict.fromkeys((element, ACCUMULATOR[dtype])))
         for index in INDEX.values():
-            found += [(FILTERS, expression) for expression in _filter_expressions(element, ACCUMULATOR[dtype], index)]
-            found += [(NORM, expression) for expression in _norm_expressions(element, ACCUMULATOR[dtype], index)]
-    return list(dict.fromkeys(found))
-
-
-# Odd, even, rectangular, the largest unrolled, and any size.
-_SIZES = ((1, 1), (3, 3), (2, 4), (5, 5), (6, 3), (7, 7), (0, 0))
-_MODES = (("SPATIAL", 8), ("CHANNEL", 8), ("MUL", 8), ("MUL", 1), ("ADD", 8))
-
-
-def _filter_expressions(element: str, total: str, index: str) -> list[str]:
-    found = []
-    for kh, kw in _SIZES if index == "int" else ((3, 3), (0, 0)):
-        types = f"{element}, {index}, {kh}, {kw}"
-        taps = kh * kw
-        chains = (1,) if taps else (1, 2, 3)
-        merged = (1, 2) if taps <= MAX_MERGED_TAPS else (1,)
-        channels = _channels_of_a_warp(taps, MAX_CHANNELS)
-        found += [f"ddf_forward<{types}, {mode}, {block}, {sums}>" for mode, block in _MODES for sums in chains]
-        found += [f"ddf_backward_x<{types}, {mode}, {block}, {sums}>" for mode, block in _MODES for sums in (1, 2)]
-        for factor in ("MUL", "ADD"):
-            found += [f"ddf_backward_spatial<{types}, {factor}, {sums}>" for sums in merged]
-            found += [f"ddf_backward_channel<{types}, {factor}, {channels}, {out}>" for out in (element, total)]
+            types = f"{element}, {index}"
+            found += [(NORM, expression) for expression in _reduction_expressions(types, totals)]
+            for kh, kw in _COMPLETE if index == "long long" else (*_COMPLETE, *_LARGEST):
+                found += [(FILTERS, expression) for expression in _filter_expressions(types, kh, kw, totals)]
+                if kh * kw != 1:
+                    found += [(NORM, f"{kernel}<{types}, {kh}, {kw}>") for kernel in _PER_FILTER]
     return found
 
 
-def _norm_expressions(element: str, total: str, index: str) -> list[str]:
-    kernels = ("filter_norm_forward", "filter_norm_backward_f", "filter_norm_statistics")
-    found = [
-        f"{kernel}<{element}, {index}, {kh}, {kw}>"
-        for kernel in kernels
-        for kh, kw in (_SIZES[1:] if index == "int" else ((3, 3), (0, 0)))
-    ]
-    found += [
-        f"filter_norm_backward_scale<{element}, {index}, {lanes}, {normalised}, {out}>"
-        for out in (element, total)
+_COMPLETE = ((3, 3), (0, 0))
+_LARGEST = ((1, 1), (2, 4), (5, 5), (7, 7))
+_PER_FILTER = ("filter_norm_forward", "filter_norm_backward_f", "filter_norm_statistics")
+
+
+def _filter_expressions(types: str, kh: int, kw: int, totals: tuple[str, ...]) -> list[str]:
+    types, taps = f"{types}, {kh}, {kw}", kh * kw
+    sized = taps > 0
+    blocks = [2**k for k in range(power_of_two(MAX_CHANNELS).bit_length())]
+    warps = [channels for channels in blocks if channels <= _channels_of_a_warp(taps, MAX_CHANNELS)]
+    if (kh, kw) in _LARGEST:
+        blocks, warps = blocks[-1:], warps[-1:]
+    every = (1, 2, 3)
+    found = []
+    for channels in blocks:
+        for mode in ("SPATIAL", "CHANNEL", "MUL", "ADD"):
+            arguments = f"{types}, {mode}, {channels}"
+            found += [f"ddf_forward<{arguments}, {sums}>" for sums in ((1,) if sized else every)]
+            found += [f"ddf_backward_x<{arguments}, {sums}>" for sums in every]
+    for factor in ("MUL", "ADD"):
+        merged = every if taps <= MAX_MERGED_TAPS else (1,)
+        found += [f"ddf_backward_spatial<{types}, {factor}, {sums}>" for sums in merged]
+        found += [f"ddf_backward_channel<{types}, {factor}, {c}, {total}>" for c in warps for total in totals]
+    return found
+
+
+def _reduction_expressions(types: str, totals: tuple[str, ...]) -> list[str]:
+    return [
+        f"filter_norm_backward_scale<{types}, {lanes}, {normalised}, {total}>"
+        for total in totals
         for lanes in (1, WARP)
         for normalised in ("true", "false")
     ]
-    return found
