@@ -7,8 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest
-# On a machine with a GPU that brings its own Python environment, no .venv is made.
-GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+# make gpu-test GPU_PYTHON=python3 takes an environment that is there already.
+GPU_PYTHON ?= $(BIN)/python
 
 .PHONY: demo test check bench gpu-test clean
 .DEFAULT_GOAL := test
@@ -28,7 +28,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m dynk bench
 
 # The same test bodies on a real device, then the memory checker over the smallest of them.
-gpu-test:
+gpu-test: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.test)
 	PYTHONPATH=.:adapters $(GPU_PYTHON) -m pytest -m gpu tests
 	@if command -v compute-sanitizer >/dev/null; then \
 	    PYTHONPATH=.:adapters compute-sanitizer --tool memcheck --error-exitcode 1 \

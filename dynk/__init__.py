@@ -1,8 +1,8 @@
 """dynk: dynamic image filtering operators on raw arrays, forward and backward.
 
-Every function takes NumPy, CuPy, Numba CUDA, PyTorch or JAX arrays and returns the same kind on the same device. Of any
-other object with `__dlpack__` it returns NumPy arrays, or CuPy ones on CUDA. Use `dynk_torch` and `dynk_jax` for
-functions that those frameworks differentiate.
+Every function takes NumPy, CuPy, Numba CUDA, PyTorch or JAX arrays and returns the same kind on the same device. Any
+other object with `__dlpack__` is taken too; results come back through its array namespace if it has one, else as NumPy
+arrays, or CuPy ones on CUDA. Use `dynk_torch` and `dynk_jax` for functions that those frameworks differentiate.
 """
 
 from dynk._dispatch import backend, backends

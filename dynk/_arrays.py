@@ -83,8 +83,11 @@ class Kind(Protocol):
     def allocate(self, shape: Shape, dtype: str, device: Device) -> tuple[View, Any]:
         """Return new uninitialised memory as a view, and the object that `finish` turns into the caller's array."""
 
-    def finish(self, memory: Any, dtype: str) -> Any:
-        """Return the array to hand to the caller, once the memory that `allocate` returned is written."""
+    def finish(self, memory: Any, dtype: str, like: Any) -> Any:
+        """Return the array to hand to the caller, once the memory that `allocate` returned is written.
+
+        `like` is an array argument of the call.
+        """
 
     def stream(self, device: Device) -> int:
         """Return the handle of the caller's current stream; 0 on the CPU."""
@@ -224,7 +227,7 @@ class _Numpy:
         array = np.empty(shape, dtype)
         return (array.view(np.int16) if dtype == "float16" else array), array
 
-    def finish(self, memory: Any, dtype: str) -> Any:
+    def finish(self, memory: Any, dtype: str, like: Any) -> Any:
         return memory
 
     def stream(self, device: Device) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from dynk._operator import Dtypes, Operator, Shape
 from dynk.kernels.common.dtypes import FLOATS, INTEGERS
 
-# Coordinates are 32-bit in most kernels: a tap may lie this far from its anchor and no farther.
+# A tap may lie this far from its anchor and no farther: its coordinate must fit the 32-bit indices of kernels.
 MAX_REACH = 2**30
 
 

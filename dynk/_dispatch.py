@@ -16,6 +16,7 @@ import numpy as np
 
 from dynk._arrays import NUMPY, Borrowed, Device, Kind, View, borrow, numpy_name, numpy_view, overlap, show_device
 from dynk._operator import Operator, Options, Shape
+from dynk.kernels.common.dtypes import INTEGERS
 
 # Order of preference; the reference is never chosen by itself.
 BACKENDS = {
@@ -150,7 +151,7 @@ def forward(op: Operator, arrays: tuple[Any, ...], options: Options, out: Any, b
         view, memory = _given(name, "out", out, kind, device, plan.out_shape, plan.dtype, views), out
     if 0 not in plan.out_shape:
         runner.run(op, "forward", plan, views, (view,), device, kind.stream(device))
-    return memory if out is not None else kind.finish(memory, plan.dtype)
+    return memory if out is not None else kind.finish(memory, plan.dtype, arrays[0])
 
 
 def backward(
@@ -195,7 +196,7 @@ def backward(
     if any(view is not None and 0 not in view.shape for view in outputs):
         runner.run(op, "backward", plan, views, tuple(outputs), device, kind.stream(device))
     return tuple(
-        memory if memory is None or memory is given else kind.finish(memory, plan.dtype)
+        memory if memory is None or memory is given else kind.finish(memory, plan.dtype, grad_out)
         for memory, given in zip(memories, given_grads, strict=True)
     )
 
@@ -290,7 +291,7 @@ def _given_grads(op: Operator, function: str, grads: Any) -> tuple[Any, ...]:
 def _wanted(op: Operator, function: str, borrowed: Borrowed, needs: Any, given: tuple[Any, ...]) -> tuple[bool, ...]:
     """Return for each array argument whether its gradient is to be computed."""
     differentiable = [
-        dtype is not None and not (name in op.integers and dtype.startswith("int"))
+        dtype is not None and not (name in op.integers and dtype in INTEGERS)
         for name, dtype in zip(op.arrays, borrowed.dtypes[1:], strict=True)
     ]
     if needs is None:

@@ -72,7 +72,7 @@ class _Torch:
         tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=show_device(device))
         return torch_view(tensor, dtype), tensor
 
-    def finish(self, memory: Any, dtype: str) -> Any:
+    def finish(self, memory: Any, dtype: str, like: Any) -> Any:
         return memory
 
     def stream(self, device: Device) -> int:
@@ -117,7 +117,8 @@ class _Jax:
         if device.platform not in ("cpu", "gpu"):
             msg = f"on the CPU or a CUDA device, got platform {device.platform}"
             raise TypeError(msg)
-        where = CPU if device.platform == "cpu" else ("cuda", int(device.local_hardware_id or 0))
+        # JAX may be told to see several devices in one CPU.
+        where = ("cpu", int(device.id)) if device.platform == "cpu" else ("cuda", int(device.local_hardware_id or 0))
         return tuple(array.shape), array.dtype.name, where
 
     def view(self, array: Any, dtype: str) -> View:
@@ -137,14 +138,15 @@ class _Jax:
         memory = _aligned(shape, dtype)
         return memory, memory
 
-    def finish(self, memory: Any, dtype: str) -> Any:
+    def finish(self, memory: Any, dtype: str, like: Any) -> Any:
         jax = loaded("jax")
         wanted = jax.numpy.dtype(dtype)
+        (device,) = like.devices()
         # A float64 array may have come from a block where JAX keeps float64, though it does not here.
         with jax.enable_x64(True) if dtype == "float64" else nullcontext():
             if isinstance(memory, np.ndarray):
                 # Aligned memory is taken over, not copied.
-                return jax.device_put(memory.view(wanted), jax.devices("cpu")[0], may_alias=True)
+                return jax.device_put(memory.view(wanted), device, may_alias=True)
             return jax.dlpack.from_dlpack(memory).view(wanted)
 
     def stream(self, device: Device) -> int:
@@ -202,7 +204,7 @@ class _Cupy:
         view, memory = _cuda_allocate(shape, dtype, device)
         return view, memory.view(_bfloat16() if dtype == "bfloat16" else dtype)
 
-    def finish(self, memory: Any, dtype: str) -> Any:
+    def finish(self, memory: Any, dtype: str, like: Any) -> Any:
         return memory
 
     def stream(self, device: Device) -> int:
@@ -231,7 +233,7 @@ class _NumbaCuda:
         memory = loaded("numba.cuda").device_array(shape, np.dtype(dtype))
         return _cuda_interface_view(memory, dtype, device[1]), memory
 
-    def finish(self, memory: Any, dtype: str) -> Any:
+    def finish(self, memory: Any, dtype: str, like: Any) -> Any:
         return memory
 
     def stream(self, device: Device) -> int:
@@ -246,7 +248,11 @@ class _NumbaCuda:
 
 
 class _Dlpack:
-    """Any other producer: a protocol to read arrays, not to make them, so that results are NumPy or CuPy arrays."""
+    """Any other producer.
+
+    DLPack reads arrays but makes none: results come back through the array namespace of one that has it, such as the
+    libraries of the array API standard have, else as NumPy or CuPy arrays.
+    """
 
     name = "DLPack"
 
@@ -269,8 +275,9 @@ class _Dlpack:
     def allocate(self, shape: Shape, dtype: str, device: Device) -> tuple[View, Any]:
         return NUMPY.allocate(shape, dtype, device) if device == CPU else _cuda_allocate(shape, dtype, device)
 
-    def finish(self, memory: Any, dtype: str) -> Any:
-        return memory
+    def finish(self, memory: Any, dtype: str, like: Any) -> Any:
+        namespace = getattr(like, "__array_namespace__", None)
+        return memory if namespace is None else namespace().from_dlpack(memory)
 
     def stream(self, device: Device) -> int:
         return 0 if device == CPU else _cupy_stream(device)

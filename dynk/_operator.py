@@ -86,7 +86,9 @@ class Operator:
     batched
         Names of the array arguments whose leading dimension is the batch N.
     samples
-        Small calls (shapes of the arrays, options) that together reach every kernel; `python -m dynk check` runs them.
+        Small calls that together reach every kernel; `python -m dynk check` runs them. Each holds an entry for each
+        array argument, a shape to be filled at random, an array to be taken as it is (rounded to the dtype of the call
+        if it is a floating one) or None, and the options.
     integers
         Names of the array arguments that may hold integers, which have no gradient.
     """
@@ -101,7 +103,7 @@ class Operator:
     plan: PlanFunction
     gradients: Callable[..., Any]
     batched: frozenset[str]
-    samples: tuple[tuple[Shapes, dict[str, Any]], ...]
+    samples: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
     derivative: Callable[[int, Any, tuple[Any, ...], Options], tuple[tuple[Any, ...], Options]] | None = None
     integers: frozenset[str] = field(default=frozenset())
 

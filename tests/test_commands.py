@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from torch_cases import ignore_torch_jit, needs_compiler
 
 from bench import registry, run, timing
 from dynk.__main__ import main
@@ -63,8 +64,8 @@ def test_unknown_argument_is_refused(capsys):
 CASE = registry.Case("ddf", "tiny", ((1, 4, 8, 8), (1, 1, 3, 3, 8, 8), (1, 4, 3, 3)))
 
 
-# PyTorch loads its compiler through deprecated parts of torch.jit.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning")
+@ignore_torch_jit
+@needs_compiler
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_bench_row_checks_and_times_every_peer(direction):
     rng = np.random.default_rng(0)

@@ -12,14 +12,11 @@ from lanes import Lane, bits, each_cuda_lane, each_operator
 
 import dynk
 from dynk._operator import Operator
-from dynk.testing import Call, assert_close, rounded
+from dynk.testing import Call, assert_close, rounded, sample_calls
 
 
 def sample_call(op: Operator, dtype: str, seed: int = 0) -> Call:
-    rng = np.random.default_rng(seed)
-    shapes, options = op.samples[0]
-    arrays = (None if shape is None else rounded(rng.standard_normal(shape), dtype) for shape in shapes)
-    return Call(op, tuple(arrays), options)
+    return sample_calls(op, dtype, np.random.default_rng(seed))[0]
 
 
 def copy_into(call: Call, there: Call, lane: Lane) -> None:

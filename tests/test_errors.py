@@ -302,7 +302,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "scale pair": (upsample(scale=(2, 2)), TypeError, "ddf_upsample: scale must be an int, got (2, 2)"),
     "bool scale": (upsample(scale=True), TypeError, "ddf_upsample: scale must be an int, got True"),
     "one axis": (norm(axes=2), TypeError, "filter_norm: axes must be a pair of ints, got 2"),
-    "three axes": (norm(axes=(1, 2, 3)), TypeError, "filter_norm: axes must be a pair of ints, got (1, 2, 3)"),
+    "three axes": (norm(axes=(1, 2, 3)), ValueError, "filter_norm: axes must be a pair of ints, got (1, 2, 3)"),
     "axis out of range": (
         norm(axes=(2, 4)),
         ValueError,

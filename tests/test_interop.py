@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -32,6 +36,17 @@ class Producer:
 
     def __dlpack__(self, **keywords: Any) -> Any:
         return self.array.__dlpack__(**keywords)
+
+
+class StandardArray(Producer):
+    """An array of a library of the array API standard."""
+
+    def __array_namespace__(self) -> Any:
+        return SimpleNamespace(from_dlpack=lambda producer: StandardArray(np.from_dlpack(producer)))
+
+    @property
+    def dtype(self) -> Any:
+        return self.array.dtype
 
 
 class Tagged(np.ndarray[Any, Any]):
@@ -71,6 +86,13 @@ LIBRARIES = {
     ),
     "JAX": Library(
         jax.numpy.asarray, jax.Array, lambda array: array.unsafe_buffer_pointer(), np.asarray, (*HALVES, "float32")
+    ),
+    "array API": Library(
+        StandardArray,
+        StandardArray,
+        lambda a: numpy_pointer(a.array),
+        lambda a: a.array,
+        ("float16", "float32", "float64"),
     ),
     "DLPack": Library(
         Producer,
@@ -281,3 +303,24 @@ def test_dlpack_output() -> None:
     assert dynk.ddf(x, spatial, channel, out=out, backend="reference") is out
     want = dynk.ddf(x.array, spatial.array, channel.array, backend="reference")
     assert bits(out.array) == bits(want)
+
+
+SEVERAL_DEVICES = """
+import jax, numpy as np, dynk
+first, second = jax.devices("cpu")
+x, channel = np.ones((1, 2, 4, 4), np.float32), np.ones((1, 2, 3, 3), np.float32)
+there = [jax.device_put(a, second) for a in (x, channel)]
+out = dynk.ddf(there[0], None, there[1], backend="reference")
+assert out.devices() == {second}, out.devices()
+try:
+    dynk.ddf(there[0], None, jax.device_put(channel, first), backend="reference")
+except ValueError as error:
+    assert "channel must be on the device of x, cpu:1, got cpu" in str(error), error
+else:
+    raise SystemExit("mixed devices were accepted")
+"""
+
+
+def test_jax_results_stay_on_their_device() -> None:
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", SEVERAL_DEVICES], check=True, env=environment)

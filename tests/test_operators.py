@@ -16,7 +16,7 @@ from lanes import Lane, bits, each_lane, each_operator
 
 from dynk import _dispatch
 from dynk._operator import Operator
-from dynk.testing import Call, assert_close, rounded, strategies
+from dynk.testing import Call, assert_close, rounded, sample_calls, strategies
 
 
 def draw_call(data: st.DataObject, op: Operator, dtype: str, **options: Any) -> Call:
@@ -38,9 +38,7 @@ def draw_grad_out(data: st.DataObject, call: Call, **options: Any) -> Any:
 def test_smoke(lane: Lane, op: Operator) -> None:
     """The operator's declared samples, forward and backward."""
     rng = np.random.default_rng(0)
-    for shapes, options in op.samples:
-        arrays = tuple(None if shape is None else rounded(rng.standard_normal(shape), lane.dtype) for shape in shapes)
-        call = Call(op, arrays, options)
+    for call in sample_calls(op, lane.dtype, rng):
         assert_close(lane.forward(call), *call.expected_forward(), what=repr(call))
         grad_out = rounded(rng.standard_normal(call.plan.out_shape), lane.dtype)
         for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):

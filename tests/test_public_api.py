@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from lanes import OPERATORS, each_operator
 
@@ -18,6 +19,7 @@ import dynk
 import dynk.testing
 from dynk._dispatch import BACKENDS
 from dynk._operator import Operator
+from dynk.testing import sample_calls
 
 PUBLIC_FUNCTIONS = [name for name in dynk.__all__ if inspect.isfunction(getattr(dynk, name))]
 # The files of a family's folder in which each backend's launch functions stand.
@@ -115,9 +117,10 @@ def test_gradients_are_named_after_the_arrays(op: Operator) -> None:
 
 @each_operator
 def test_samples_are_valid_calls(op: Operator) -> None:
-    for shapes, options in op.samples:
-        dtypes = tuple(None if shape is None else "float32" for shape in shapes)
-        assert op.plan(op.name, shapes, dtypes, op.canonical(**options)).out_shape
+    calls = sample_calls(op, "float32", np.random.default_rng(0))
+    assert calls
+    for call in calls:
+        assert call.plan.out_shape
 
 
 @each_operator

@@ -17,6 +17,7 @@ from torch_cases import (
     each_case,
     grad_like,
     ignore_torch_jit,
+    needs_compiler,
 )
 
 from dynk._operator import operators
@@ -65,11 +66,13 @@ def dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@needs_compiler
 @pytest.mark.usefixtures("dynamo")
 def test_compile() -> None:
     assert_compiled(torch.compile(network, fullgraph=True), network_inputs())
 
 
+@needs_compiler
 @pytest.mark.usefixtures("dynamo")
 def test_compile_for_dynamic_shapes() -> None:
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -87,6 +90,7 @@ def loss_of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda x: function(x).square().sum()
 
 
+@needs_compiler
 @pytest.mark.usefixtures("dynamo")
 @pytest.mark.parametrize(
     "transform",
@@ -107,6 +111,7 @@ def test_compile_torch_func(transform: Callable[..., Any]) -> None:
     assert_same(torch.compile(function, fullgraph=True, backend="aot_eager")(*inputs), expected)
 
 
+@needs_compiler
 @pytest.mark.usefixtures("dynamo")
 def test_compile_under_autocast() -> None:
     case = CASES["ddf-mul"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from typing import Any
 
 import dynk_torch
@@ -13,6 +14,10 @@ from torch import Tensor
 from dynk import testing
 from dynk._operator import operators
 
+# torch.compile generates C++.
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="there is no C++ compiler for torch.compile"
+)
 # PyTorch loads its own forward-mode decompositions, and its compiler, through deprecated parts of torch.jit.
 ignore_torch_jit = pytest.mark.filterwarnings("ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning")
 

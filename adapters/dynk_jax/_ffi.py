@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextvars
 import ctypes
+import importlib
+import importlib.util
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +28,7 @@ from dynk import _dispatch
 from dynk._operator import Operator, Options, Plan, Shape
 from dynk.kernels.common import threads
 from dynk.kernels.common.compile import serial
-from dynk_jax import _filter_norm, _native, _python
+from dynk_jax import _native, _python
 
 PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}  # JAX's name of a platform: XLA's
 
@@ -113,7 +115,7 @@ def _batch(arrays: Any, axes: Any, *, call: Call) -> tuple[Any, list[int]]:
 
 def _larger(call: Call, arrays: list[Any], mapped: list[bool], size: int) -> tuple[Any, ...] | None:
     """Return the call, followed by its inputs, that does the work of `size` calls; None where there is none."""
-    fold = FOLDS.get(call.op.name, _fold_batch)
+    fold = getattr(own(call.op), "fold", _fold_batch)
     named = dict(zip(call.inputs, arrays, strict=True))
     folded = fold(call, named, dict(zip(call.inputs, mapped, strict=True)), size)
     if folded is None:
@@ -151,8 +153,18 @@ def _one_by_one(call: Call, arrays: list[Any], mapped: list[bool]) -> Any:
     return jax.lax.map(one, [array for array, m in zip(arrays, mapped, strict=True) if m])
 
 
-# Operators that fold a mapped axis in their own way.
-FOLDS = {"filter_norm": _filter_norm.fold}
+@cache
+def own(op: Operator) -> Any:
+    """Return the module `_<operator>` of one that has no `derivative`, None where there is none.
+
+    It brings the operator's `formula` in jax.numpy, and `fold`, how a mapped axis becomes part of a larger call.
+    """
+    name = f"dynk_jax._{op.name}"
+    if op.derivative is not None or importlib.util.find_spec(name) is None:
+        return None
+    return importlib.import_module(name)
+
+
 batching.primitive_batchers[dynk_p] = _batch
 
 

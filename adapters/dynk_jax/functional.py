@@ -15,15 +15,11 @@ from jax.custom_derivatives import SymbolicZero
 
 from dynk import _dispatch
 from dynk._operator import Operator, Options, operators
-from dynk_jax import _filter_norm
-from dynk_jax._ffi import Call, bind
+from dynk_jax._ffi import Call, bind, own
 
 __all__ = ["ddf", "ddf_upsample", "filter_norm"]
 
 _OPERATORS = operators()
-
-# The equations of operators without a `derivative`, for their second derivatives.
-_FORMULAS = {"filter_norm": _filter_norm.formula}
 
 
 def ddf(
@@ -307,7 +303,7 @@ def _through_operator(static: _Static, grad_out: Any, arrays: Arrays, needed: _W
 
 def _through_formula(static: _Static, wanted: _Wanted, grad_out: Any, arrays: Arrays, cotangents: Arrays) -> Any:
     """Differentiate the gradient of the operator's equation in jax.numpy."""
-    formula = _FORMULAS.get(static.op.name)
+    formula = getattr(own(static.op), "formula", None)
     if formula is None:
         msg = f"{static.op.name}: the gradient has no derivative"
         raise NotImplementedError(msg)

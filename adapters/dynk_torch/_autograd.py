@@ -18,8 +18,11 @@ since a Hessian is symmetric, the second is the forward-mode derivative of the b
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,11 +32,8 @@ from torch.autograd import Function, forward_ad
 
 from dynk import _dispatch
 from dynk._operator import Operator, Options
-from dynk_torch import _filter_norm, _kernel
+from dynk_torch import _kernel
 from dynk_torch._kernel import Needs, Tensors
-
-# Operators that have no `derivative` bring their own tangent and curvature, and how torch.vmap maps them.
-OWN: dict[str, Any] = {"filter_norm": _filter_norm}
 
 _transforms_active = torch._C._are_functorch_transforms_active
 
@@ -135,10 +135,23 @@ def curvature(
 
 
 def _own(op: Operator) -> Any:
-    if op.name not in OWN:
+    module = own(op)
+    if module is None:
         msg = f"{op.name}: the gradient has no derivative, and there is no forward mode"
         raise NotImplementedError(msg)
-    return OWN[op.name]
+    return module
+
+
+@cache
+def own(op: Operator) -> Any:
+    """Return the module `_<operator>` of one that has no `derivative`, None where there is none.
+
+    It brings the operator's own tangent and curvature, and `fold`, how torch.vmap maps it.
+    """
+    name = f"dynk_torch._{op.name}"
+    if op.derivative is not None or importlib.util.find_spec(name) is None:
+        return None
+    return importlib.import_module(name)
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dynk._operator import Operator, Options
 from dynk_torch import _autograd
-from dynk_torch._autograd import OWN
+from dynk_torch._autograd import own
 from dynk_torch._kernel import Needs, Tensors
 
 InDims = tuple[int | None, ...]
@@ -16,8 +16,9 @@ InDims = tuple[int | None, ...]
 def forward(op: Operator, size: int, in_dims: InDims, tensors: Tensors, options: Options) -> Tensor:
     """Return the mapped output, its mapped dimension first."""
     mapped = _mapped_first(size, in_dims, tensors)
-    if op.name in OWN and not _no_batch(mapped):
-        return _autograd.forward(op, *OWN[op.name].fold(mapped, options))
+    its_own = own(op)
+    if its_own is not None and not _no_batch(mapped):
+        return _autograd.forward(op, *its_own.fold(mapped, options))
     if all(name in op.batched for name, dim in zip(op.arrays, in_dims, strict=True) if dim is not None):
         batch = next(
             t.shape[1] for name, t in zip(op.arrays, mapped, strict=True) if t is not None and name in op.batched
@@ -32,8 +33,9 @@ def backward(op: Operator, size: int, in_dims: InDims, everything: Tensors, opti
     grad, *others = _mapped_first(size, in_dims, everything)
     assert grad is not None  # grad_out is a tensor
     mapped = tuple(others)
-    if op.name in OWN and not _no_batch(mapped):
-        folded, options = OWN[op.name].fold(mapped, options)
+    its_own = own(op)
+    if its_own is not None and not _no_batch(mapped):
+        folded, options = its_own.fold(mapped, options)
         return _unfold(_autograd.backward(op, grad, folded, options, needs), mapped)
     # An argument without N would get one gradient summed over all samples.
     if all(

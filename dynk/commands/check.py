@@ -62,9 +62,8 @@ def check(op: Operator, backend: str, dtype: str, seed: int) -> Row:
     failure = None
     calls = 0
     try:
-        for shapes, options in op.samples:
-            arrays = tuple(None if s is None else testing.rounded(rng.standard_normal(s), dtype) for s in shapes)
-            _compare(testing.Call(op, arrays, options), backend, rng)
+        for call in testing.sample_calls(op, dtype, rng):
+            _compare(call, backend, rng)
             calls += 2
     except AssertionError as error:
         failure = str(error)

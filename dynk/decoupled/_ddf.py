@@ -144,15 +144,15 @@ def ddf_backward(
            [6., 9., 6.],
            [4., 6., 4.]])
     """
-    options = _ddf_options(stride, dilation, combine)
+    options = _ddf_options(stride, dilation, combine, function="ddf_backward")
     return DdfGradients(*_dispatch.backward(DDF, grad_out, (x, spatial, channel), options, needs, grads, backend))
 
 
-def _ddf_options(stride: Any = 1, dilation: Any = 1, combine: Any = "mul") -> Options:
+def _ddf_options(stride: Any = 1, dilation: Any = 1, combine: Any = "mul", *, function: str = "ddf") -> Options:
     return (
-        _checks.pair("ddf", "stride", stride),
-        _checks.pair("ddf", "dilation", dilation),
-        combination("ddf", combine),
+        _checks.pair(function, "stride", stride),
+        _checks.pair(function, "dilation", dilation),
+        combination(function, combine),
     )
 
 

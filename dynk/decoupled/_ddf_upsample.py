@@ -130,17 +130,19 @@ def ddf_upsample_backward(
     >>> dynk.ddf_upsample_backward(np.ones((1, 1, 2, 4)), x, None, nearest, scale=2, needs=["x"]).x[0, 0]
     array([[4., 4.]])
     """
-    options = _upsample_options(scale, dilation, combine)
+    options = _upsample_options(scale, dilation, combine, function="ddf_upsample_backward")
     return DdfUpsampleGradients(
         *_dispatch.backward(DDF_UPSAMPLE, grad_out, (x, spatial, channel), options, needs, grads, backend)
     )
 
 
-def _upsample_options(scale: Any, dilation: Any = 1, combine: Any = "mul") -> Options:
+def _upsample_options(
+    scale: Any, dilation: Any = 1, combine: Any = "mul", *, function: str = "ddf_upsample"
+) -> Options:
     return (
-        _checks.integer("ddf_upsample", "scale", scale),
-        _checks.pair("ddf_upsample", "dilation", dilation),
-        combination("ddf_upsample", combine),
+        _checks.integer(function, "scale", scale),
+        _checks.pair(function, "dilation", dilation),
+        combination(function, combine),
     )
 
 

@@ -126,18 +126,21 @@ def filter_norm_backward(
     >>> dynk.filter_norm_backward(np.ones((1, 1, 1, 3)), filters, axes=(2, 3)).f.round(6) + 0.0
     array([[[[0., 0., 0.]]]])
     """
-    options = _norm_options(axes, eps)
+    options = _norm_options(axes, eps, function="filter_norm_backward")
     return FilterNormGradients(
         *_dispatch.backward(FILTER_NORM, grad_out, (f, scale, shift), options, needs, grads, backend)
     )
 
 
-def _norm_options(axes: Any, eps: Any = 1e-10) -> Options:
-    if not isinstance(axes, tuple | list) or len(axes) != 2:
-        msg = f"filter_norm: axes must be a pair of ints, got {axes!r}"
+def _norm_options(axes: Any, eps: Any = 1e-10, *, function: str = "filter_norm") -> Options:
+    if not isinstance(axes, tuple | list):
+        msg = f"{function}: axes must be a pair of ints, got {axes!r}"
         raise TypeError(msg)
-    first, second = (_checks.integer("filter_norm", "axes", axis, least=-64, most=63) for axis in axes)
-    return (first, second), _checks.real("filter_norm", "eps", eps, least=0.0)
+    if len(axes) != 2:
+        msg = f"{function}: axes must be a pair of ints, got {axes!r}"
+        raise ValueError(msg)
+    first, second = (_checks.integer(function, "axes", axis, least=-64, most=63) for axis in axes)
+    return (first, second), _checks.real(function, "eps", eps, least=0.0)
 
 
 @lru_cache(maxsize=4096)

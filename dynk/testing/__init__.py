@@ -25,7 +25,7 @@ from dynk.testing._bound import (
     rounded,
     values,
 )
-from dynk.testing._calls import Call
+from dynk.testing._calls import Call, sample_calls
 
 __all__ = [
     "ERROR_FACTOR",
@@ -34,5 +34,6 @@ __all__ = [
     "expected_backward",
     "expected_forward",
     "rounded",
+    "sample_calls",
     "values",
 ]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import dynk
 from dynk import _arrays
 from dynk._operator import Operator, Plan
-from dynk.testing._bound import expected_backward, expected_forward
+from dynk.testing._bound import expected_backward, expected_forward, rounded
 
 
 class Call:
@@ -74,6 +74,36 @@ class Call:
         named = [f"{name}={_describe(array)}" for name, array in zip(self.op.arrays, self.arrays, strict=True)]
         named += [f"{name}={value!r}" for name, value in self.options.items()]
         return f"{self.op.name}({', '.join(named)})"
+
+
+def sample_calls(op: Operator, dtype: str, rng: np.random.Generator) -> list[Call]:
+    """Return an operator's declared sample calls with random arrays.
+
+    Parameters
+    ----------
+    op : Operator
+        The operator, as in `dynk.decoupled.OPERATORS`.
+    dtype : {"float16", "bfloat16", "float32", "float64"}
+        The type of the floating arrays.
+    rng : numpy.random.Generator
+        Where their values come from, normally distributed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dynk import decoupled, testing
+    >>> testing.sample_calls(decoupled.FILTER_NORM, "float32", np.random.default_rng(0))[-1]
+    filter_norm(f=float32 (7, 9), scale=None, shift=None, axes=(0, 1))
+    """
+    return [
+        Call(op, tuple(_sample(entry, dtype, rng) for entry in entries), options) for entries, options in op.samples
+    ]
+
+
+def _sample(entry: Any, dtype: str, rng: np.random.Generator) -> Any:
+    if entry is None or (isinstance(entry, np.ndarray) and entry.dtype.kind != "f"):
+        return entry
+    return rounded(entry if isinstance(entry, np.ndarray) else rng.standard_normal(entry), dtype)
 
 
 def _describe(array: Any) -> str:

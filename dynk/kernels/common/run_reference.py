@@ -1,4 +1,7 @@
-"""Runs calls on the NumPy reference: float64 inside, rounded once."""
+"""Runs calls on the NumPy reference: float64 inside, rounded once.
+
+It computes every gradient and keeps those that are wanted.
+"""
 
 from __future__ import annotations
 
