@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 import dynk
 from bench import limits, registry
@@ -53,9 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.only not in f"{case.operator} {case.label}":
             continue
         for direction in ("forward", "backward"):
-            report["rows"].append(
-                measure(case, direction, rng, report["limits"], options.rounds, options.budget, not options.no_peers)
-            )
+            with Console(stderr=True).status(f"{case.operator} {direction}: {case.label}"):
+                row = measure(
+                    case, direction, rng, report["limits"], options.rounds, options.budget, not options.no_peers
+                )
+            report["rows"].append(row)
     earlier = json.loads(options.compare.read_text()) if options.compare else None
     if options.json:
         print(json.dumps(report, indent=1))
@@ -174,27 +178,26 @@ def overhead(rounds: int) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any], earlier: dict[str, Any] | None = None) -> None:
-    """Print the rows as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print a table for each row; a yardstick, which computes something else, is dim."""
     console = Console()
     limit = report["limits"]
     console.print(
         f"copy {limit['copy_memory_GBs']:.1f} GB/s through memory, {limit['copy_cache_GBs']:.1f} within the cache; "
         f"matrix product {limit['matmul_GFLOPs']:.0f} GFLOP/s"
     )
-    table = Table("case", "contender", "median ms", "spread", "clean", "extra MB", "of the limit", "dynk is faster by")
-    if earlier:
-        table.add_column("to the earlier run")
     for row in report["rows"]:
+        title = f"{row['operator']} {row['direction']} {row['shape']} {row['dtype']}: {row['case']}"
+        table = Table(title=title, title_justify="left")
+        table.add_column("contender", no_wrap=True)
+        for heading in ("median ms", "spread", "clean", "extra MB", "of limit", "dynk faster by"):
+            table.add_column(heading, justify="right")
+        if earlier:
+            table.add_column("to the earlier run", justify="right")
         base = row["contenders"]["dynk, preallocated"]["median_ms"]
-        title = f"{row['operator']} {row['direction']} {row['shape']} {row['dtype']}\n[dim]{row['case']}[/]"
         for name, result in row["contenders"].items():
             extra = result.get("extra_MB")
             cells = [
-                title,
-                f"[dim]{name} (yardstick)[/]" if result["yardstick"] else name,
+                f"[dim]{name}[/]" if result["yardstick"] else name,
                 f"{result['median_ms']:.4g}",
                 f"{result['spread_ms']:.2g}",
                 f"{result['clean']}/{result['clean'] + result['rejected']}",
@@ -205,9 +208,7 @@ def show(report: dict[str, Any], earlier: dict[str, Any] | None = None) -> None:
             if earlier:
                 cells.append(_ratio(earlier, row, name, result["median_ms"]))
             table.add_row(*cells)
-            title = ""
-        table.add_section()
-    console.print(table)
+        console.print(table)
 
 
 def _ratio(earlier: dict[str, Any], row: dict[str, Any], name: str, median: float) -> str:
