@@ -117,9 +117,12 @@ def borrow(function: str, names: tuple[str, ...], arrays: tuple[Any, ...]) -> Bo
         its_kind = _KIND_OF_TYPE.get(type(array)) or _find_kind(function, name, array)
         try:
             shape, dtype, its_device = its_kind.describe(array)
-        except TypeError as error:
+        except (TypeError, NotImplementedError) as error:
             msg = f"{function}: {name} must be {error}"
-            raise TypeError(msg) from None
+            raise type(error)(msg) from None
+        except Exception as error:  # subclasses and foreign arrays may raise anything
+            msg = f"{function}: {name} must be a working array, got {_type_name(type(array))}: {error}"
+            raise TypeError(msg) from error
         if kind is None:
             kind, device, owner = its_kind, its_device, name
         elif its_kind is not kind:
@@ -207,6 +210,8 @@ class _Numpy:
     name = "NumPy"
 
     def describe(self, array: npt.NDArray[Any]) -> tuple[Shape, str, Device]:
+        if type(array) is not np.ndarray:
+            array = np.asarray(array)  # what subclasses say of themselves need not be so
         dtype = array.dtype
         return array.shape, _NUMPY_NAMES.get(dtype) or numpy_name(dtype), CPU
 
@@ -214,6 +219,7 @@ class _Numpy:
         return numpy_view(array, dtype)
 
     def writable(self, array: npt.NDArray[Any]) -> str | None:
+        array = np.asarray(array)
         if not array.flags.writeable:
             return "writeable, got a read-only array"
         if not (array.flags.c_contiguous and array.flags.aligned):

@@ -20,15 +20,15 @@ MAX_REACH = 2**30
 def integer(function: str, argument: str, value: Any, *, least: int = 1, most: int = MAX_REACH) -> int:
     """Return `value` as an int within [least, most]."""
     if isinstance(value, bool):
-        msg = f"{function}: {argument} must be an int, got {value!r}"
+        msg = f"{function}: {argument} must be an int, got {brief(value)}"
         raise TypeError(msg)
     try:
         number = operator.index(value)
-    except TypeError:
-        msg = f"{function}: {argument} must be an int, got {value!r}"
+    except Exception:
+        msg = f"{function}: {argument} must be an int, got {brief(value)}"
         raise TypeError(msg) from None
     if not least <= number <= most:
-        msg = f"{function}: {argument} must lie between {least} and {most}, got {number}"
+        msg = f"{function}: {argument} must lie between {least} and {most}, got {brief(number)}"
         raise ValueError(msg)
     return number
 
@@ -39,13 +39,13 @@ def pair(function: str, argument: str, value: Any, *, least: int = 1) -> tuple[i
         return value, value
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if len(value) != 2:
-            msg = f"{function}: {argument} must be an int or an (h, w) pair, got {value!r}"
+            msg = f"{function}: {argument} must be an int or an (h, w) pair, got {brief(value)}"
             raise ValueError(msg)
         return integer(function, argument, value[0], least=least), integer(function, argument, value[1], least=least)
     try:
         number = integer(function, argument, value, least=least)
     except TypeError:
-        msg = f"{function}: {argument} must be an int or an (h, w) pair, got {value!r}"
+        msg = f"{function}: {argument} must be an int or an (h, w) pair, got {brief(value)}"
         raise TypeError(msg) from None
     return number, number
 
@@ -53,10 +53,10 @@ def pair(function: str, argument: str, value: Any, *, least: int = 1) -> tuple[i
 def choice(function: str, argument: str, value: Any, allowed: tuple[str, ...]) -> str:
     """Return `value` if it is one of the strings `allowed`."""
     if not isinstance(value, str):
-        msg = f"{function}: {argument} must be one of {_either(allowed)}, got {value!r}"
+        msg = f"{function}: {argument} must be one of {_either(allowed)}, got {brief(value)}"
         raise TypeError(msg)
     if value not in allowed:
-        msg = f"{function}: {argument} must be one of {_either(allowed)}, got {value!r}"
+        msg = f"{function}: {argument} must be one of {_either(allowed)}, got {brief(value)}"
         raise ValueError(msg)
     return str(value)
 
@@ -64,12 +64,12 @@ def choice(function: str, argument: str, value: Any, allowed: tuple[str, ...]) -
 def real(function: str, argument: str, value: Any, *, least: float = -math.inf) -> float:
     """Return `value` as a finite float of at least `least`."""
     if isinstance(value, bool | str | bytes):
-        msg = f"{function}: {argument} must be a real number, got {value!r}"
+        msg = f"{function}: {argument} must be a real number, got {brief(value)}"
         raise TypeError(msg)
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several numbers
-        msg = f"{function}: {argument} must be a real number, got {_brief(value)}"
+    except Exception:  # tensors of several numbers raise RuntimeError
+        msg = f"{function}: {argument} must be a real number, got {brief(value)}"
         raise TypeError(msg) from None
     if not math.isfinite(number) or number < least:
         bound = "finite" if least == -math.inf else f"finite and at least {least}"
@@ -147,6 +147,10 @@ def _tuple(items: Sequence[object]) -> str:
     return f"({', '.join(map(str, items))}{',' if len(items) == 1 else ''})"
 
 
-def _brief(value: object) -> str:
-    text = repr(value)
+def brief(value: object) -> str:
+    """Return how a value that is wrong is shown in an error; some have no repr, and some a very long one."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a value of type {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."

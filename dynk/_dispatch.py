@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynk._arrays import NUMPY, Borrowed, Device, Kind, View, borrow, numpy_name, numpy_view, overlap, show_device
+from dynk._checks import brief
 from dynk._operator import Operator, Options, Shape
-from dynk.kernels.common.dtypes import INTEGERS
+from dynk.kernels.common.dtypes import INTEGERS, STORAGE
 
 # Order of preference; the reference is never chosen by itself.
 BACKENDS = {
@@ -129,12 +130,9 @@ def _refusal(runner: Any, device: str, dtype: str) -> str | None:
 
 
 def _check_name(function: str, name: object) -> None:
-    if not isinstance(name, str):
-        msg = f"{function}: backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}"
-        raise TypeError(msg)
-    if name not in BACKENDS:
-        msg = f"{function}: backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}"
-        raise ValueError(msg)
+    if not isinstance(name, str) or name not in BACKENDS:
+        msg = f"{function}: backend must be one of {', '.join(map(repr, BACKENDS))}, got {brief(name)}"
+        raise (ValueError if isinstance(name, str) else TypeError)(msg)
 
 
 def forward(op: Operator, arrays: tuple[Any, ...], options: Options, out: Any, backend: str | None) -> Any:
@@ -144,11 +142,13 @@ def forward(op: Operator, arrays: tuple[Any, ...], options: Options, out: Any, b
     kind, device, shapes, dtypes = borrowed
     plan = op.plan(name, shapes, dtypes, options)
     runner = choose(name, op, device[0], plan.dtype, backend)
+    if out is not None:  # checked before anything is copied
+        _check_output(name, "out", out, kind, device, plan.out_shape, plan.dtype)
     views = _views(name, op.arrays, arrays, borrowed)
     if out is None:
         view, memory = kind.allocate(plan.out_shape, plan.dtype, device)
     else:
-        view, memory = _given(name, "out", out, kind, device, plan.out_shape, plan.dtype, views), out
+        view, memory = _given(name, "out", out, kind, plan.out_shape, plan.dtype, views), out
     if 0 not in plan.out_shape:
         runner.run(op, "forward", plan, views, (view,), device, kind.stream(device))
     return memory if out is not None else kind.finish(memory, plan.dtype, arrays[0])
@@ -179,6 +179,9 @@ def backward(
     given_grads = _given_grads(op, name, grads)
     wanted = _wanted(op, name, borrowed, needs, given_grads)
     runner = choose(name, op, device[0], plan.dtype, backend)
+    for argument, given, shape in zip(op.arrays, given_grads, shapes[1:], strict=True):
+        if given is not None:  # checked before anything is copied
+            _check_output(name, f"grads.{argument}", given, kind, device, shape or (), plan.dtype)
     views = _views(name, names, everything, borrowed)
     outputs: list[View | None] = [None] * len(op.arrays)
     memories: list[Any] = [None] * len(op.arrays)
@@ -190,7 +193,7 @@ def backward(
         if given is None:
             outputs[i], memories[i] = kind.allocate(shape, plan.dtype, device)
         else:
-            outputs[i] = _given(name, f"grads.{argument}", given, kind, device, shape, plan.dtype, tuple(written))
+            outputs[i] = _given(name, f"grads.{argument}", given, kind, shape, plan.dtype, tuple(written))
             written.append(outputs[i])
             memories[i] = given
     if any(view is not None and 0 not in view.shape for view in outputs):
@@ -226,21 +229,16 @@ def _view(function: str, argument: str, kind: Kind, array: Any, shape: Shape, dt
     if view.shape != shape:
         msg = f"{function}: {argument} must have memory of its shape, {shape}, got {view.shape}"
         raise ValueError(msg)
+    if isinstance(view, np.ndarray) and view.dtype != STORAGE[dtype]:
+        msg = f"{function}: {argument} must have memory of its dtype, {dtype}, got {view.dtype}"
+        raise TypeError(msg)
     return view
 
 
-def _given(
-    function: str,
-    argument: str,
-    array: Any,
-    kind: Kind,
-    device: Device,
-    shape: Shape,
-    dtype: str,
-    inputs: tuple[View | None, ...],
-) -> View:
-    """Return the view of an output that the caller preallocated."""
-    view: View
+def _check_output(
+    function: str, argument: str, array: Any, kind: Kind, device: Device, shape: Shape, dtype: str
+) -> None:
+    """Check that an array the caller preallocated is fit to be an output."""
     if (
         type(array) is np.ndarray
         and kind is NUMPY
@@ -249,18 +247,7 @@ def _given(
         and array.dtype.isnative
         and numpy_name(array.dtype) == dtype
     ):
-        view = numpy_view(array, dtype)  # the common case, which need not be checked further
-    else:
-        view = _checked(function, argument, array, kind, device, shape, dtype)
-    for other in inputs:
-        if other is not None and overlap(view, other):
-            msg = f"{function}: {argument} must not share memory with another array of the call"
-            raise ValueError(msg)
-    return view
-
-
-def _checked(function: str, argument: str, array: Any, kind: Kind, device: Device, shape: Shape, dtype: str) -> View:
-    """Return the view of an array that must be fit to be an output."""
+        return  # the common case, which need not be checked further
     its = borrow(function, (argument,), (array,))
     if its.kind is not kind or its.device != device:
         expected = f"a {kind.name} array on {show_device(device)}"
@@ -273,7 +260,18 @@ def _checked(function: str, argument: str, array: Any, kind: Kind, device: Devic
     if reason is not None:
         msg = f"{function}: {argument} must be {reason}"
         raise ValueError(msg)
-    return _view(function, argument, kind, array, shape, dtype)
+
+
+def _given(
+    function: str, argument: str, array: Any, kind: Kind, shape: Shape, dtype: str, others: tuple[View | None, ...]
+) -> View:
+    """Return the view of a checked output that the caller preallocated, which no other view may overlap."""
+    view = numpy_view(array, dtype) if kind is NUMPY else _view(function, argument, kind, array, shape, dtype)
+    for other in others:
+        if other is not None and overlap(view, other):
+            msg = f"{function}: {argument} must not share memory with another array of the call"
+            raise ValueError(msg)
+    return view
 
 
 def _given_grads(op: Operator, function: str, grads: Any) -> tuple[Any, ...]:
@@ -294,7 +292,8 @@ def _wanted(op: Operator, function: str, borrowed: Borrowed, needs: Any, given: 
         dtype is not None and not (name in op.integers and dtype in INTEGERS)
         for name, dtype in zip(op.arrays, borrowed.dtypes[1:], strict=True)
     ]
-    if needs is None:
+    needs_given = needs is not None
+    if not needs_given:
         if any(grad is not None for grad in given):
             needs = [name for name, grad in zip(op.arrays, given, strict=True) if grad is not None]
         else:
@@ -303,10 +302,11 @@ def _wanted(op: Operator, function: str, borrowed: Borrowed, needs: Any, given: 
         needs = _names(function, needs)
     for name in needs:
         if name not in op.arrays:
-            msg = f"{function}: needs must name arguments among ({', '.join(op.arrays)}), got {name!r}"
+            msg = f"{function}: needs must name arguments among ({', '.join(op.arrays)}), got {brief(name)}"
             raise ValueError(msg)
         if not differentiable[op.arrays.index(name)]:
-            msg = f"{function}: needs must name floating arrays that were given, got {name!r}"
+            asked = "needs must name" if needs_given else "grads must be for"
+            msg = f"{function}: {asked} floating arrays that were given, got {name!r}"
             raise ValueError(msg)
     for name, grad in zip(op.arrays, given, strict=True):
         if grad is not None and name not in needs:
@@ -319,9 +319,9 @@ def _names(function: str, needs: Any) -> tuple[str, ...]:
     """Return the argument names of a collection, which may be one that can be walked only once."""
     try:
         names = () if isinstance(needs, str) else tuple(needs)
-    except TypeError:
+    except Exception:  # whatever keeps it from being walked
         names = (None,)
     if isinstance(needs, str) or not all(isinstance(name, str) for name in names):
-        msg = f"{function}: needs must be a collection of argument names, got {needs!r}"
+        msg = f"{function}: needs must be a collection of argument names, got {brief(needs)}"
         raise TypeError(msg)
     return names

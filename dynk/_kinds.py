@@ -49,11 +49,17 @@ class _Torch:
         if device.type not in ("cpu", "cuda"):
             msg = f"on the CPU or a CUDA device, got device {device}"
             raise TypeError(msg)
-        return tuple(array.shape), str(array.dtype).removeprefix("torch."), (device.type, device.index or 0)
+        # What a subclass says of its dtype need not be so.
+        dtype = array.dtype if type(array) is torch.Tensor else torch.Tensor.dtype.__get__(array)
+        return tuple(array.shape), str(dtype).removeprefix("torch."), (device.type, device.index or 0)
 
     def view(self, array: Any, dtype: str) -> View:
         try:
-            return torch_view(array.detach().resolve_conj().resolve_neg(), dtype)
+            tensor = array.detach().resolve_conj().resolve_neg()
+            if not tensor.data_ptr() and tensor.numel():
+                msg = "a tensor with memory, got one whose storage was freed"
+                raise TypeError(msg)
+            return torch_view(tensor, dtype)
         except RuntimeError as error:  # as the tensors of torch.func.vmap and of fake modes raise
             msg = f"a tensor with memory of its own, got {type(array).__name__}: {error}"
             raise TypeError(msg) from None

@@ -99,6 +99,25 @@ def test_linear_in_the_image_and_homogeneous_in_each_filter(lane: Lane, combine:
 
 
 @each_lane
+@pytest.mark.parametrize(
+    ("image", "kernel"),
+    [((1, 130, 1, 4), (3, 3)), ((1, 1, 12, 11), (12, 11)), ((1, 1, 130, 3), (3, 1)), ((1, 2, 2, 200), (1, 3))],
+    ids=["channels", "taps", "rows", "columns"],
+)
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_sums_of_several_chains(lane: Lane, image: Any, kernel: Any, combine: str) -> None:
+    """More than twice 64 terms, which every kernel sums in stages."""
+    N, C, H, W = image
+    x, grad_out = (small_integers(lane.dtype, *image, seed=seed) for seed in (1, 2))
+    filters = small_integers(lane.dtype, N, 1, *kernel, H, W), small_integers(lane.dtype, N, C, *kernel)
+    for arrays in ((x, *filters), (x, filters[0], None), (x, None, filters[1])):
+        call = Call(DDF, arrays, {"combine": combine})
+        assert_close(lane.forward(call), *call.expected_forward())
+        for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
+            assert gradient is want is None or assert_close(gradient, want, terms) is None
+
+
+@each_lane
 def test_a_tap_outside_the_image_is_not_read(lane: Lane) -> None:
     """NaN and infinity in the filters show which taps are: those of the border must not be multiplied by 0."""
     x = normal(lane.dtype, 1, 2, 4, 33)
@@ -186,7 +205,9 @@ def test_equal_taps_give_0_and_gradient_0(lane: Lane, value_of: Any) -> None:
 @pytest.mark.parametrize("eps", [0.0, 1e-10])
 @pytest.mark.parametrize("size", [HUGE, TINY], ids=["huge", "tiny"])
 def test_huge_and_tiny_filters(lane: Lane, size: dict[str, float], eps: float) -> None:
-    f = np.random.default_rng(3).uniform(-1, 1, (3, 4, 3, 3)) * size[lane.dtype]
+    # Any taps, and filters of which only two differ from the mean: those that a unit of deviation must not miss.
+    two = np.eye(9)[:-1] - np.eye(9)[1:]
+    f = np.concatenate([np.random.default_rng(3).uniform(-1, 1, (12, 9)), two]).reshape(5, 4, 3, 3) * size[lane.dtype]
     call = Call(FILTER_NORM, (rounded(f, lane.dtype), None, None), {"axes": (-2, -1), "eps": eps})
     out = lane.forward(call)
     assert np.isfinite(values(out)).all()
@@ -234,6 +255,17 @@ def test_scale_and_shift_broadcast_as_in_numpy(lane: Lane, shape: tuple[int, ...
         (grad_shift, values(grad_out), abs(values(grad_out))),
     ):
         assert_close(gradient, expected.sum(summed).reshape(shape), its_terms.sum(summed).reshape(shape))
+
+
+@each_lane
+def test_gradients_of_parameters_are_summed_in_parts(lane: Lane) -> None:
+    """Over so many filters that every kernel splits the sum; several elements, whose parts must not mix."""
+    f = normal(lane.dtype, 2, 3, 2, 2, 70, 5)
+    scale, shift = normal(lane.dtype, 3, 1, 1, 1, 5), normal(lane.dtype, 3, 2, 1, 1, 5)
+    call = Call(FILTER_NORM, (f, scale, shift), {"axes": (2, 3)})
+    grad_out = normal(lane.dtype, *f.shape, seed=1)
+    for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
+        assert_close(gradient, want, terms)
 
 
 def test_a_single_tap_has_no_deviation() -> None:

@@ -1,4 +1,4 @@
-"""dynk_torch: values in every layout and dtype, what is launched, errors, autocast, threads and processes."""
+"""dynk_torch: values in every layout and dtype, what is launched, errors, autocast and threads."""
 
 from __future__ import annotations
 
@@ -244,6 +244,10 @@ def test_errors_of_devices_and_layouts() -> None:
         dynk_torch.ddf(OK.to_sparse(), None, FILTERS)
     with pytest.raises(TypeError, match=r"ddf: x must have dtype .* got int64"):
         dynk_torch.ddf(OK.long(), None, FILTERS.long())
+    freed = OK.clone()
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(TypeError, match="ddf: x must be a tensor with memory, got one whose storage was freed"):
+        dynk_torch.ddf(freed, None, FILTERS)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -278,7 +282,7 @@ def test_autocast(case: Case, dtype: torch.dtype) -> None:
         case(*mixed)
 
 
-# ---- threads and processes -------------------------------------------------------------------------------------------
+# ---- threads ---------------------------------------------------------------------------------------------------------
 
 
 def test_threads() -> None:
@@ -300,22 +304,6 @@ def test_threads() -> None:
     for thread in threads:
         thread.join()
     assert not failures
-
-
-class FilteredImages(torch.utils.data.Dataset[Tensor]):
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> Tensor:
-        return dynk_torch.ddf(torch.full((1, 2, 4, 4), float(index)), None, torch.ones(1, 2, 3, 3))
-
-
-def test_data_loader_workers() -> None:
-    dataset = FilteredImages()
-    dataset[0]  # the parent's thread pool is running when the workers are forked
-    loader = torch.utils.data.DataLoader(dataset, num_workers=2, timeout=60, multiprocessing_context="fork")
-    for index, (batch,) in enumerate(loader):
-        assert_same(batch, dataset[index])
 
 
 def test_public_names() -> None:

@@ -219,25 +219,36 @@ class _Wanted(tuple[bool, ...]):
 def _apply(name: str, arrays: Arrays, **options: Any) -> jax.Array:
     op = _OPERATORS[name]
     canonical = op.canonical(**options)
-    for argument, array in zip(op.arrays, arrays, strict=True):
-        if array is not None and (
-            not isinstance(array, jax.Array | np.ndarray) or isinstance(array, np.ma.MaskedArray)
-        ):
-            msg = f"{name}: {argument} must be a JAX or NumPy array, got {type(array).__name__}"
-            raise TypeError(msg)
-        if isinstance(array, np.ndarray) and not array.dtype.isnative:
-            msg = f"{name}: {argument} must be in native byte order, got {array.dtype.str}"
-            raise TypeError(msg)
+    arrays = tuple(_readable(name, argument, array) for argument, array in zip(op.arrays, arrays, strict=True))
     shapes = tuple(None if a is None else tuple(a.shape) for a in arrays)
     dtypes = tuple(None if a is None else a.dtype.name for a in arrays)
     op.plan(name, shapes, dtypes, canonical)
-    converted = tuple(jnp.asarray(a) if isinstance(a, np.ndarray) else a for a in arrays)
-    for argument, array, dtype in zip(op.arrays, converted, dtypes, strict=True):
-        if array is not None and array.dtype.name != dtype:
+    for argument, array, dtype in zip(op.arrays, arrays, dtypes, strict=True):
+        if isinstance(array, np.ndarray) and jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
             msg = f"{name}: {argument} must have a dtype that JAX keeps, got {dtype} without jax_enable_x64"
             raise TypeError(msg)
+    converted = tuple(jnp.asarray(a) if isinstance(a, np.ndarray) else a for a in arrays)
     out: jax.Array = _forward_jit(_Static(op, canonical, _dispatch._requested.get()), _equally_varying(converted))
     return out
+
+
+def _readable(function: str, argument: str, array: Any) -> Any:
+    """Return an argument that JAX can read: a JAX array, a plain NumPy array or None."""
+    if array is None or isinstance(array, jax.core.Tracer):
+        return array
+    if isinstance(array, jax.Array):
+        if array.is_deleted():
+            msg = f"{function}: {argument} must be alive, got a JAX array whose buffer was deleted or donated"
+            raise TypeError(msg)
+        return array
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        msg = f"{function}: {argument} must be a JAX or NumPy array, got {type(array).__name__}"
+        raise TypeError(msg)
+    plain = np.asarray(array)  # what subclasses say of themselves need not be so
+    if not plain.dtype.isnative:
+        msg = f"{function}: {argument} must be in native byte order, got {plain.dtype.str}"
+        raise TypeError(msg)
+    return plain
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

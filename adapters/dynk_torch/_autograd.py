@@ -51,6 +51,22 @@ def call(op: Operator, tensors: tuple[Any, ...], options: tuple[Any, ...]) -> Te
     return forward(op, tensors, op.canonical(*options))
 
 
+def _check_dense(op: Operator, tensors: Tensors) -> None:
+    """Refuse what PyTorch's dispatcher has no words of dynk for."""
+    for name, tensor in zip(op.arrays, tensors, strict=True):
+        if tensor is None:
+            continue
+        try:
+            dense = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
+            _ = torch.Size(tensor.shape), tensor.dtype, tensor.device
+        except Exception as error:  # subclasses may raise anything
+            msg = f"{op.name}: {name} must be a working tensor, got {type(tensor).__name__}: {error}"
+            raise TypeError(msg) from error
+        if not dense:
+            msg = f"{op.name}: {name} must be a dense tensor, got {type(tensor).__name__} of layout {tensor.layout}"
+            raise TypeError(msg)
+
+
 def _autocast(tensor: Tensor) -> Tensor:
     """Cast a tensor to the autocast dtype of its device, but not float64: so do PyTorch's own operators."""
     device = tensor.device.type
@@ -61,6 +77,8 @@ def _autocast(tensor: Tensor) -> Tensor:
 def forward(op: Operator, tensors: Tensors, options: Options) -> Tensor:
     """Return the operator's output."""
     if torch.compiler.is_compiling() or transformed() or not _kernel.plain(tensors):
+        if not torch.compiler.is_compiling():
+            _check_dense(op, tensors)
         return _library_forward(op, tensors, options)
     if requires_grad(tensors):
         return Forward.apply(op, options, *tensors)  # type: ignore[no-any-return, no-untyped-call]

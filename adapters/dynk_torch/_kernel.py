@@ -57,8 +57,9 @@ def forward(op: Operator, tensors: Tensors, options: Options) -> Tensor:
         return _dispatch.forward(op, tensors, options, None, None)  # type: ignore[no-any-return]
     like, shapes, dtypes = metadata
     plan = op.plan(op.name, shapes, dtypes, options)
+    runner = _dispatch.choose(op.name, op, like.device.type, plan.dtype)  # before anything is allocated
     out = torch.empty(plan.out_shape, dtype=like.dtype, device=like.device)
-    _launch(op, op.name, "forward", plan, like, tensors, dtypes, (out,))
+    _launch(runner, op, "forward", plan, like, tensors, dtypes, (out,))
     return out
 
 
@@ -69,6 +70,7 @@ def backward(op: Operator, everything: Tensors, options: Options, needs: Needs) 
     if metadata is not None:
         like, shapes, dtypes = metadata
         plan = op.plan(name, shapes[1:], dtypes[1:], options)
+        runner = _dispatch.choose(name, op, like.device.type, plan.dtype)
         found = [
             torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed and tensor is not None else None
             for needed, tensor in zip(needs, everything[1:], strict=True)
@@ -76,11 +78,19 @@ def backward(op: Operator, everything: Tensors, options: Options, needs: Needs) 
         grads = tuple([grad for grad in found if grad is not None])
         agrees = shapes[0] == plan.out_shape and dtypes[0] == plan.dtype
         if agrees and len(grads) == sum(needs) and all(grad.dtype is like.dtype for grad in grads):
-            _launch(op, name, "backward", plan, like, everything, dtypes, tuple(found))
+            _launch(runner, op, "backward", plan, like, everything, dtypes, tuple(found))
             return grads
     names = [name for name, needed in zip(op.arrays, needs, strict=True) if needed]
     core = _dispatch.backward(op, everything[0], everything[1:], options, names, None, None)
     return tuple(grad for grad in core if grad is not None)
+
+
+def base(tensor: Tensor | None) -> Tensor | None:
+    """Return a tensor without its class, which could have its own idea of shapes and dtypes."""
+    if tensor is None or type(tensor) is Tensor:
+        return tensor
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.as_subclass(Tensor)
 
 
 def _metadata(tensors: Tensors) -> tuple[Tensor, tuple[Any, ...], tuple[Any, ...]] | None:
@@ -100,7 +110,9 @@ def _metadata(tensors: Tensors) -> tuple[Tensor, tuple[Any, ...], tuple[Any, ...
                 return None
         elif tensor.device != device:
             return None
-        if name is None or tensor.layout is not torch.strided:
+        if name is None or tensor.layout is not torch.strided or tensor.is_nested:
+            return None
+        if not tensor.data_ptr() and tensor.numel():  # its storage was freed
             return None
         shapes.append(tuple(tensor.shape))
         dtypes.append(name)
@@ -108,8 +120,8 @@ def _metadata(tensors: Tensors) -> tuple[Tensor, tuple[Any, ...], tuple[Any, ...
 
 
 def _launch(
+    runner: Any,
     op: Operator,
-    function: str,
     direction: str,
     plan: Plan,
     like: Tensor,
@@ -122,7 +134,6 @@ def _launch(
     if not like.is_cpu:
         device = "cuda", like.get_device()
         stream = int(torch.cuda.current_stream(device[1]).cuda_stream)
-    runner = _dispatch.choose(function, op, device[0], plan.dtype)
     if any(output is not None and output.numel() for output in outputs):
         reads = tuple([None if t is None else _view(t, dtype) for t, dtype in zip(inputs, dtypes, strict=True)])
         writes = tuple([None if t is None else torch_view(t, plan.dtype) for t in outputs])

@@ -34,7 +34,7 @@ def _register_forward(op: Operator) -> None:
 
     def kernel(*args: Any) -> Tensor:
         tensors, options = split(args)
-        return _kernel.forward(op, tensors, options)
+        return _kernel.forward(op, tuple(map(_kernel.base, tensors)), options)
 
     def fake(*args: Any) -> Tensor:
         tensors, options = split(args)
@@ -72,7 +72,7 @@ def _register_backward(op: Operator) -> None:
 
     def kernel(*args: Any) -> tuple[Tensor, ...]:
         everything, options, needs = split(args)
-        return fill(_kernel.backward(op, everything, options, needs), everything, needs)
+        return fill(_kernel.backward(op, tuple(map(_kernel.base, everything)), options, needs), everything, needs)
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
         everything, options, needs = split(args)

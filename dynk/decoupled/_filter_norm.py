@@ -134,10 +134,10 @@ def filter_norm_backward(
 
 def _norm_options(axes: Any, eps: Any = 1e-10, *, function: str = "filter_norm") -> Options:
     if not isinstance(axes, tuple | list):
-        msg = f"{function}: axes must be a pair of ints, got {axes!r}"
+        msg = f"{function}: axes must be a pair of ints, got {_checks.brief(axes)}"
         raise TypeError(msg)
     if len(axes) != 2:
-        msg = f"{function}: axes must be a pair of ints, got {axes!r}"
+        msg = f"{function}: axes must be a pair of ints, got {_checks.brief(axes)}"
         raise ValueError(msg)
     first, second = (_checks.integer(function, "axes", axis, least=-64, most=63) for axis in axes)
     return (first, second), _checks.real(function, "eps", eps, least=0.0)

@@ -38,8 +38,12 @@ NORM = "filter_norm.cu"
 
 # Taps that a thread can hold in registers; kernels of more are compiled for any size, 0 x 0 in their expressions.
 MAX_TAPS = 49
-# The same where it also holds merged chains of every tap.
+# kh + kw: a thread holds numbers for each row and column too.
+MAX_EDGES = 19
+# MAX_TAPS where a thread also holds merged chains of every tap.
 MAX_MERGED_TAPS = 25
+# MAX_TAPS of grad_channel, where sums are of 8 bytes.
+MAX_DOUBLE_TAPS = 36
 # Channels that share a thread's filter loads.
 MAX_CHANNELS = 8
 # Sums of grad_channel that a thread can hold.
@@ -109,7 +113,7 @@ def _backward_spatial(
     while slices < MAX_SLICES and 4 * slices <= in_group and (threads * slices < BUSY or in_group > CHAIN * slices):
         slices *= 2
     sums = levels(divide_up(in_group, slices))
-    kh, kw = _kernel_size(g) if sums == 1 or g.kh * g.kw <= MAX_MERGED_TAPS else (0, 0)
+    kh, kw = _kernel_size(g, MAX_TAPS if sums == 1 else MAX_MERGED_TAPS)
     block_x, block_y = tile(height, width, THREADS // slices)
     blocks = g.N * divide_up(height, block_y) * divide_up(width, block_x) * g.G * (1 if kh else g.kh * g.kw)
     expression = f"ddf_backward_spatial<{_types(plan, index)}, {kh}, {kw}, {_factor(g)}, {sums}>"
@@ -121,8 +125,8 @@ def _backward_channel(
     cuda: Any, plan: Plan, g: FilterGeometry, grad_out: Any, x: Any, spatial: Any, grad_channel: Any
 ) -> None:
     index = _filter_index(g)
-    kh, kw = _kernel_size(g)
     taps, subpixels, pixels = g.kh * g.kw, g.scale**2, g.Ho * g.Wo
+    kh, kw = _kernel_size(g, MAX_DOUBLE_TAPS if plan.dtype == "float64" else MAX_TAPS)
     channels = _channels_of_a_warp(kh * kw, g.C // g.G)
     units = g.G * divide_up(g.C // g.G, channels)
     warps = min(THREADS // WARP, units)
@@ -159,8 +163,9 @@ def _filter_index(g: FilterGeometry) -> np.dtype[Any]:
     )
 
 
-def _kernel_size(g: FilterGeometry | NormGeometry) -> tuple[int, int]:
-    return (g.kh, g.kw) if g.kh * g.kw <= MAX_TAPS else (0, 0)
+def _kernel_size(g: FilterGeometry | NormGeometry, most: int = MAX_TAPS) -> tuple[int, int]:
+    """Return the size that a kernel is compiled for: no thread may hold more than its registers."""
+    return (g.kh, g.kw) if g.kh * g.kw <= most and g.kh + g.kw <= MAX_EDGES else (0, 0)
 
 
 def _mode(g: FilterGeometry) -> str:
@@ -289,9 +294,10 @@ def _reduction(g: NormGeometry, *, of_scale: bool) -> tuple[tuple[int, ...], boo
 def instantiations() -> list[tuple[str, str]]:
     """Return (source, name expression) of every kernel that the launch functions can ask for, but for kernel sizes.
 
-    Sizes are not bounded. A 3 x 3 kernel and the kernel of any size come with every combination of the other template
-    arguments; 1 x 1, 2 x 4 (even and not square), 5 x 5 (the most merged taps) and 7 x 7 (the most taps) come with 32-bit
-    indices and, of the channels of a thread, the most.
+    Of those there are too many. 3 x 3 and any size (0 x 0) come with every combination of the other arguments. 1 x 1,
+    2 x 4, 5 x 5 (the most merged taps), 7 x 7 (the most taps) and 3 x 16 (the longest edges) come with 32-bit indices
+    and, of the channels of a thread, the most; the last two with the longest sums of grad_x alone, and 1 x 1 with
+    64-bit indices too, for the most channels of a warp.
     """
     found = [
         (source, f"sum_partials<{element}, {index}, {lanes}>")
@@ -305,7 +311,7 @@ def instantiations() -> list[tuple[str, str]]:
         for index in INDEX.values():
             types = f"{element}, {index}"
             found += [(NORM, expression) for expression in _reduction_expressions(types, totals)]
-            for kh, kw in _COMPLETE if index == "long long" else (*_COMPLETE, *_LARGEST):
+            for kh, kw in (*_COMPLETE, *(_LARGEST if index == "int" else _LARGEST[:1])):
                 found += [(FILTERS, expression) for expression in _filter_expressions(types, kh, kw, totals)]
                 if kh * kw != 1:
                     found += [(NORM, f"{kernel}<{types}, {kh}, {kw}>") for kernel in _PER_FILTER]
@@ -313,28 +319,29 @@ def instantiations() -> list[tuple[str, str]]:
 
 
 _COMPLETE = ((3, 3), (0, 0))
-_LARGEST = ((1, 1), (2, 4), (5, 5), (7, 7))
+_LARGEST = ((1, 1), (2, 4), (5, 5), (7, 7), (3, 16))
 _PER_FILTER = ("filter_norm_forward", "filter_norm_backward_f", "filter_norm_statistics")
 
 
 def _filter_expressions(types: str, kh: int, kw: int, totals: tuple[str, ...]) -> list[str]:
     types, taps = f"{types}, {kh}, {kw}", kh * kw
-    sized = taps > 0
-    blocks = [2**k for k in range(power_of_two(MAX_CHANNELS).bit_length())]
+    blocks = [2**k for k in range(MAX_CHANNELS.bit_length())]
     warps = [channels for channels in blocks if channels <= _channels_of_a_warp(taps, MAX_CHANNELS)]
     if (kh, kw) in _LARGEST:
         blocks, warps = blocks[-1:], warps[-1:]
     every = (1, 2, 3)
+    longest = every[-1:] if taps > MAX_MERGED_TAPS else every
     found = []
     for channels in blocks:
-        for mode in ("SPATIAL", "CHANNEL", "MUL", "ADD"):
+        for mode in ("SPATIAL", "CHANNEL", "ADD", "MUL"):
             arguments = f"{types}, {mode}, {channels}"
-            found += [f"ddf_forward<{arguments}, {sums}>" for sums in ((1,) if sized else every)]
-            found += [f"ddf_backward_x<{arguments}, {sums}>" for sums in every]
-    for factor in ("MUL", "ADD"):
+            found += [f"ddf_forward<{arguments}, {sums}>" for sums in ((1,) if taps else every)]
+            found += [f"ddf_backward_x<{arguments}, {sums}>" for sums in longest]
+    for factor in ("ADD", "MUL"):
         merged = every if taps <= MAX_MERGED_TAPS else (1,)
         found += [f"ddf_backward_spatial<{types}, {factor}, {sums}>" for sums in merged]
-        found += [f"ddf_backward_channel<{types}, {factor}, {c}, {total}>" for c in warps for total in totals]
+        if totals != ("double",) or taps <= MAX_DOUBLE_TAPS:
+            found += [f"ddf_backward_channel<{types}, {factor}, {c}, {total}>" for c in warps for total in totals]
     return found
 
 

@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(256, 1)
     ddf_backward_spatial(const T* __restrict__ grad_out, const T* __restrict__ x, const T* __restrict__ channel,
                          T* __restrict__ grad_spatial, FilterGeometry<Index> g) {
     using Acc = accumulator<T>;
-    constexpr int TAPS = KH ? KH * KW : 1;
+    constexpr int ROWS = KH ? KH : 1, COLUMNS = KH ? KW : 1, TAPS = ROWS * COLUMNS;
     __shared__ Acc shared[256];
     const Index kh = KH ? KH : g.kh, kw = KW ? KW : g.kw, taps = kh * kw;
     const Index height = g.scale * g.Ho, width = g.scale * g.Wo;
@@ -186,14 +186,19 @@ __global__ void __launch_bounds__(256, 1)
             const Index nc = n * g.C + group * per_group + k;
             const Acc grad = load(grad_out + (nc * height + out_y) * width + out_x);
 #pragma unroll
-            for (int t = 0; t < TAPS; ++t) {
-                const Index i = (first + t) / kw, j = (first + t) % kw;
+            for (int a = 0; a < ROWS; ++a) {  // row by row: taps share what a row needs, and with it registers
+                const Index i = KH ? Index(a) : first / kw;
                 const Index row = anchor_y * g.stride_h + tap_offset(i, kh, g.dilation_h);
-                const Index column = anchor_x * g.stride_w + tap_offset(j, kw, g.dilation_w);
-                if (!inside(row, g.H) || !inside(column, g.W)) continue;
-                Acc value = load(x + nc * plane + row * g.W + column);
-                if constexpr (FILTER == MUL) value *= load(channel + (nc * subpixels + subpixel) * taps + first + t);
-                sums.chain[t] += grad * value;
+                if (!inside(row, g.H)) continue;
+#pragma unroll
+                for (int b = 0; b < COLUMNS; ++b) {
+                    const Index j = KH ? Index(b) : first % kw;
+                    const Index column = anchor_x * g.stride_w + tap_offset(j, kw, g.dilation_w);
+                    if (!inside(column, g.W)) continue;
+                    Acc value = load(x + nc * plane + row * g.W + column);
+                    if constexpr (FILTER == MUL) value *= load(channel + (nc * subpixels + subpixel) * taps + i * kw + j);
+                    sums.chain[a * COLUMNS + b] += grad * value;
+                }
             }
             sums.step();
         }
