@@ -1,0 +1,116 @@
+"""``python -m mutants``: make the mutants, run the tests against them, report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from itertools import takewhile
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .mutate import Mutant, mutants
+from .report import Report, equivalents, key
+from .run import SURVIVED, run_all, sources
+
+ROOT = Path(__file__).parents[2]
+ENOUGH = 0.9
+
+
+def arguments() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(prog="mutants", description="Mutation tests of the kernels.")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="only sources whose path holds this (repeatable)"
+    )
+    parser.add_argument("--sample", type=int, metavar="N", help="at most N mutants of each source, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time; the order is random")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants tested at a time (default 2)")
+    parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
+    parser.add_argument(
+        "--json", type=Path, default=Path(__file__).with_name("report.json"), help="the report to write"
+    )
+    return parser.parse_args()
+
+
+def chosen(options: argparse.Namespace) -> list[Mutant]:
+    """Return the mutants that were asked for."""
+    picked = []
+    for path in sources(ROOT):
+        if options.only is None or any(text in path for text in options.only):
+            found = mutants(ROOT, path)
+            if options.sample is not None and options.sample < len(found):
+                numbers = random.Random(f"{options.seed} {path}").sample(range(len(found)), options.sample)
+                found = [found[number] for number in numbers]
+            picked += found
+    random.Random(options.seed).shuffle(picked)  # what is done when time is up is a fair sample
+    return picked
+
+
+def main() -> int:
+    """Run, print and write the report; the exit status is 1 if a source has too many survivors."""
+    options, console = arguments(), Console()
+    todo = chosen(options)
+    if options.list:
+        for mutant in todo:
+            console.print(described(mutant))
+        return 0
+    os.nice(5)
+    report = Report(equivalents())
+    columns = (
+        TextColumn("mutants"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    # without a thread of its own: children are forked from here
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
+        task = progress.add_task("", total=len(todo), now="")
+        for result in run_all(ROOT, _until(todo, options.minutes), jobs=options.jobs):
+            report.add(result)
+            if result.verdict == SURVIVED and key(result.mutant) not in report.judged:
+                progress.console.print(f"[yellow]survived[/] {described(result.mutant)}")
+            progress.update(task, advance=1, now=f"{len(report.survivors())} survived")
+            progress.refresh()
+    show(report, console)
+    report.write(options.json, sample=options.sample, seed=options.seed)
+    return int(any(row["kill rate"] < ENOUGH for row in report.rows()))
+
+
+def _until(todo: list[Mutant], minutes: float) -> Iterator[Mutant]:
+    """Yield the mutants until time is up."""
+    end = time.monotonic() + 60 * minutes
+    yield from takewhile(lambda _: time.monotonic() < end, todo)
+
+
+def described(mutant: Mutant) -> str:
+    """Return a mutant as a line of rich's markup."""
+    change = f"[red]{escape(mutant.original)}[/]  →  [green]{escape(mutant.mutated)}[/]"
+    return f"{mutant.path}:{mutant.line} ({mutant.kind}) {change}"
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the counts."""
+    rows = report.rows()
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(
+            *(
+                f"{value:.1%}" if isinstance(value, float) else str(value).removeprefix("dynk/kernels/")
+                for value in row.values()
+            )
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

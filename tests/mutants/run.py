@@ -1,0 +1,276 @@
+"""Runs the tests against mutants, each in a copy of the tree and a process of its own.
+
+A process that has imported everything but dynk forks one child per mutant: a run then costs what its tests cost. The
+tests are the suite's own, cheapest first, until one fails: the CPU kernels as plain Python, the CUDA kernels on the
+emulator.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .mutate import Mutant
+
+SOURCES = ("dynk/kernels/*/cpu*.py", "dynk/kernels/*/*.cu", "dynk/kernels/*/*.cuh")
+NEEDED = ("dynk", "tests", "pyproject.toml")
+
+# A stage has hung after this many seconds and five times what it takes without a mutant.
+_HANG = 10
+
+Selection = tuple[str, ...]
+
+_OPERATORS, _FAMILIES, _CUDA = "tests/test_operators.py", "tests/test_decoupled.py", "tests/test_cuda_c.py"
+_EQUATIONS = "equal and reference"
+_CPU: tuple[Selection, ...] = (
+    (_OPERATORS, "-k", "smoke and cpu-float32"),
+    (_OPERATORS, "-k", f"{_EQUATIONS} and cpu-float32"),
+    (_FAMILIES, "-k", "cpu-float32"),
+    (_OPERATORS, "-k", "only_needed and cpu-float32 and not upsample"),
+    (_OPERATORS, "-k", "smoke and (cpu-float64 or cpu-float16)"),
+    (_FAMILIES, "-k", "cpu-float64"),
+    (_OPERATORS, "-k", "poison and cpu-float32 and not upsample"),
+)
+_FILTERS: tuple[Selection, ...] = (
+    (_CUDA, "-k", "own_group or pixels or channels"),
+    (_CUDA, "-k", "filters_equal and (float32 or float16)"),
+    (_CUDA, "-k", "not compile and not norm"),
+)
+_NORM: tuple[Selection, ...] = (
+    (_CUDA, "-k", "norm_equals and float32"),
+    (_CUDA, "-k", "filters_are_summed or equal_taps"),
+    (_CUDA, "-k", "norm or filters_are_summed or 64_bit"),
+)
+# By the end of a source's name: what runs against its mutants, one after the other.
+STAGES: dict[str, tuple[Selection, ...]] = {
+    ".py": _CPU,
+    "kernels.cu": _FILTERS,
+    "filter_norm.cu": _NORM,
+    ".cuh": (*_FILTERS[:1], *_NORM[:2], *_FILTERS[1:], *_NORM[2:]),
+}
+
+SURVIVED, KILLED, TIMEOUT, INVALID = "survived", "killed", "timeout", "does not compile"
+
+
+@dataclass
+class Result:
+    """What became of a mutant: `by` is the test that failed."""
+
+    mutant: Mutant
+    verdict: str
+    by: str = ""
+
+
+def sources(root: Path) -> list[str]:
+    """Return the sources that are mutated."""
+    found = (path for pattern in SOURCES for path in root.glob(pattern))
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def stages_of(path: str) -> tuple[Selection, ...]:
+    """Return the tests that run against the mutants of a source."""
+    return next(stages for ending, stages in STAGES.items() if path.endswith(ending))
+
+
+def run_all(
+    root: Path,
+    todo: Iterable[Mutant],
+    *,
+    jobs: int,
+    stages: Callable[[str], tuple[Selection, ...]] = stages_of,
+) -> Iterator[Result]:
+    """Yield the result of each mutant as it is known, `jobs` of them running at a time.
+
+    Raises
+    ------
+    RuntimeError
+        The tests cannot be run, or fail without a mutant.
+    """
+    _prepare()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
+        copies = [Copy(root, Path(scratch, str(number))) for number in range(jobs)]
+        limits: dict[Selection, int] = {}
+        running: dict[int, tuple[Copy, Mutant]] = {}
+        try:
+            for mutant in todo:
+                if not copies:
+                    yield _finished(running, copies)
+                copy, selections = copies.pop(), stages(mutant.path)
+                limits |= copy.limits([selection for selection in selections if selection not in limits])
+                child = copy.start(selections, [limits[selection] for selection in selections], mutant)
+                running[child] = copy, mutant
+            while running:
+                yield _finished(running, copies)
+        finally:
+            for child in running:
+                os.killpg(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+
+
+def _finished(running: dict[int, tuple[Copy, Mutant]], copies: list[Copy]) -> Result:
+    child, status = os.wait()
+    copy, mutant = running.pop(child)
+    copies.append(copy)
+    return Result(mutant, *copy.judge(status))
+
+
+def _prepare() -> None:
+    """Import what every child needs and no mutant changes, and set what it inherits."""
+    os.environ.update(
+        NUMBA_DISABLE_JIT="1", PYTHONDONTWRITEBYTECODE="1", HYPOTHESIS_PROFILE="mutants", DYNK_COMPILE_ONE="1"
+    )
+    sys.dont_write_bytecode = True
+    import hypothesis
+    import ml_dtypes  # noqa: F401
+    import numba  # noqa: F401
+    import pytest  # noqa: F401
+
+    everything = [phase for phase in hypothesis.Phase if phase.name in ("explicit", "generate")]
+    hypothesis.settings.register_profile(
+        "mutants",
+        deadline=None,
+        derandomize=True,
+        database=None,
+        max_examples=40,
+        phases=everything,  # one failure is enough: none is made smaller
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+
+
+class Copy:
+    """A copy of the tree in which one mutant at a time is tested."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "output.txt"
+        self.outcome = folder / "outcome.json"
+        self.cache = folder / "cache"
+        self.changed: tuple[Path, str] | None = None
+        folder.mkdir()
+        self.cache.mkdir()
+        for name in NEEDED:
+            if (root / name).is_dir():
+                shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif (root / name).exists():
+                shutil.copy(root / name, folder)
+
+    def start(self, stages: Sequence[Selection], limits: Sequence[int], mutant: Mutant | None = None) -> int:
+        """Start the tests in a child process and return its number."""
+        if mutant is not None:
+            path = self.folder / mutant.path
+            self.changed = path, path.read_text()
+            path.write_text(mutant.code)
+        self.outcome.unlink(missing_ok=True)
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setsid()
+                self._test(stages, limits)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        return child
+
+    def _test(self, stages: Sequence[Selection], limits: Sequence[int]) -> None:
+        """In the child: run the tests until one fails, and write down what happened."""
+        output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(self.folder)
+        os.environ["DYNK_EMULATOR_CACHE"] = str(self.cache)
+        resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))  # a mutant may ask for any amount of memory
+        sys.path.insert(0, str(self.folder))
+        outcome: dict[str, Any] = {"seconds": []}
+        os.environ["DYNK_COMPILE_ONE"] = "1"  # most mutants fall to the first test
+        for selection, limit in zip(stages, limits, strict=True):
+            signal.alarm(limit)  # unhandled, it ends the process
+            began = os.times().elapsed
+            failed, count = _pytest(selection)
+            outcome["seconds"].append(os.times().elapsed - began)
+            outcome["nothing"] = count == 0 and not failed
+            outcome["failed"] = failed
+            if failed or count == 0:
+                break
+            os.environ.pop("DYNK_COMPILE_ONE", None)
+        signal.alarm(0)
+        self.outcome.write_text(json.dumps(outcome))
+
+    def judge(self, status: int) -> tuple[str, str]:
+        """Return the verdict on the mutant whose child has ended, and which test failed; undo the mutant."""
+        if self.changed is not None:
+            path, code = self.changed
+            path.write_text(code)
+            self.changed = None
+        for library in self.cache.glob("module-*"):
+            library.unlink()
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+            return TIMEOUT, ""
+        if os.WIFSIGNALED(status):
+            return KILLED, f"the process died of {signal.Signals(os.WTERMSIG(status)).name}"
+        outcome = json.loads(self.outcome.read_text()) if self.outcome.exists() else {"nothing": True}
+        if outcome["nothing"]:
+            msg = f"no test was run; pytest said:\n{self.said()}"
+            raise RuntimeError(msg)
+        if "compilation error" in self.said():
+            return INVALID, ""
+        return (KILLED, outcome["failed"]) if outcome["failed"] else (SURVIVED, "")
+
+    def limits(self, stages: Sequence[Selection]) -> dict[Selection, int]:
+        """Return the seconds after which each stage counts as hung; all must pass without a mutant."""
+        if not stages:
+            return {}
+        child = self.start(stages, [600] * len(stages))
+        _, status = os.waitpid(child, 0)
+        verdict, by = self.judge(status)
+        if verdict != SURVIVED:
+            msg = f"the tests fail without a mutant: {verdict} by {by}; pytest said:\n{self.said()}"
+            raise RuntimeError(msg)
+        seconds = json.loads(self.outcome.read_text())["seconds"]
+        return {stage: _HANG + 5 * int(its) for stage, its in zip(stages, seconds, strict=True)}
+
+    def said(self) -> str:
+        """Return the end of what the child printed."""
+        return self.output.read_text(errors="replace")[-4000:] if self.output.exists() else ""
+
+
+class _Watch:
+    """A pytest plugin: counts the tests that passed and notes the first that failed."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.failed = ""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.passed += report.when == "call" and report.passed
+        if report.failed:
+            self.failed = self.failed or report.nodeid
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.failed = self.failed or f"{report.nodeid} (import)"
+
+
+def _pytest(selection: Selection) -> tuple[str, int]:
+    """Return the first test that failed, if one did, and how many passed."""
+    import pytest
+
+    watch = _Watch()
+    # Compiled kernels raise no such warnings as NumPy's scalars do; and what `_prepare` imported is no concern.
+    quiet = ("-W", "ignore::RuntimeWarning", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+    options = ("-x", "-q", "--tb=short", "-p", "no:cacheprovider", *quiet)
+    code = pytest.main([*options, *selection], plugins=[watch])
+    if code not in (0, 5) and not watch.failed:
+        watch.failed = f"pytest's own failure {code}"
+    return watch.failed, watch.passed
