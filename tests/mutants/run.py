@@ -223,7 +223,7 @@ class Copy:
         if outcome["nothing"]:
             msg = f"no test was run; pytest said:\n{self.said()}"
             raise RuntimeError(msg)
-        if "compilation error" in self.said():
+        if "CompilationError" in self._printed():
             return INVALID, ""
         return (KILLED, outcome["failed"]) if outcome["failed"] else (SURVIVED, "")
 
@@ -242,7 +242,10 @@ class Copy:
 
     def said(self) -> str:
         """Return the end of what the child printed."""
-        return self.output.read_text(errors="replace")[-4000:] if self.output.exists() else ""
+        return self._printed()[-4000:]
+
+    def _printed(self) -> str:
+        return self.output.read_text(errors="replace") if self.output.exists() else ""
 
 
 class _Watch:
