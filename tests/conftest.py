@@ -1,6 +1,6 @@
 """Hypothesis profiles: `dev` by default, `ci` (the same examples every time) where CI is set, `thorough` by request.
 
-HYPOTHESIS_PROFILE=thorough pytest draws fifty times as many examples.
+HYPOTHESIS_PROFILE=thorough pytest draws fifty times as many examples; `soak`, which soak.py sets, as many as it says.
 """
 
 import os
@@ -13,4 +13,7 @@ settings.register_profile(
 )
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, database=None)
 settings.register_profile("thorough", settings.get_profile("dev"), max_examples=2000)
+settings.register_profile(
+    "soak", settings.get_profile("dev"), max_examples=int(os.environ.get("DYNK_SOAK_EXAMPLES", 500)), database=None
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev"))

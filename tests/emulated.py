@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,12 @@ def _module(path: Path, expressions: tuple[str, ...]) -> RawModule:
 
 @cache
 def _together(launchers: Any, source: str, expression: str) -> tuple[str, ...]:
-    """Return the kernels to compile with one: those declared for its types and kernel size, if it is among them."""
+    """Return the kernels to compile with one: those declared with its arguments but for the mode, if it is among them.
+
+    With DYNK_COMPILE_ONE in the environment none is: for tests that soon end.
+    """
+    if "DYNK_COMPILE_ONE" in os.environ:
+        return (expression,)
     declared = [other for its_source, other in launchers.instantiations() if its_source == source]
     if expression not in declared:
         return (expression,)
@@ -134,10 +140,11 @@ def _together(launchers: Any, source: str, expression: str) -> tuple[str, ...]:
 
 
 def _signature(expression: str) -> list[str]:
-    """Return the types of a kernel's elements and indices, and the kernel size if it is compiled for one."""
-    name, _, arguments = expression.partition("<")
+    """Return the types of a kernel that has no size, all arguments but the mode of one that has."""
+    name, _, rest = expression.partition("<")
+    arguments = rest.split(", ")
     sized = name not in ("sum_partials", "filter_norm_backward_scale")
-    return arguments.split(", ")[: 4 if sized else 2]
+    return arguments[:4] + arguments[5:] if sized else arguments[:2]
 
 
 def _stored(arrays: tuple[Any, ...], dtype: str) -> list[Any]:

@@ -1,94 +1,36 @@
-"""The CUDA C kernels without a GPU: compiled for every architecture without spilling, and run on the emulator."""
+"""The CUDA C kernels and their launch functions on the emulator."""
 
 from __future__ import annotations
 
-import io
-import os
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_emulator import emulated, emulator_unavailable
-from cuda_emulator.toolchain import cuda_include_folders
+from cuda_emulator import ORDERS, emulated, emulator_unavailable
 from emulated import EmulatedCupy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dynk.decoupled import DDF, DDF_UPSAMPLE, FILTER_NORM
-from dynk.kernels import common
 from dynk.kernels.common import cuda_launch
 from dynk.kernels.decoupled import cupy_raw
 from dynk.testing import Call, assert_close, rounded, strategies
 
-HEADERS = Path(common.__file__).parent
-SOURCES = Path(cupy_raw.__file__).parent
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
-
 emulation = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulator_unavailable()))
 
 
-# ---- cubins ----------------------------------------------------------------------------------------------------------
-
-
-# The kernels with most registers of each sort; the type of the elements changes from architecture to architecture.
-HEAVY = (
-    ("kernels.cu", "ddf_forward<{}, int, 7, 7, MUL, 8, 1>"),
-    ("kernels.cu", "ddf_backward_x<{}, int, 7, 7, MUL, 8, 2>"),
-    ("kernels.cu", "ddf_backward_spatial<{}, int, 7, 7, ADD, 1>"),
-    ("kernels.cu", "ddf_backward_spatial<{}, int, 5, 5, MUL, 2>"),
-    ("kernels.cu", "ddf_backward_channel<{}, int, 7, 7, MUL, 1, float>"),
-    ("kernels.cu", "ddf_backward_channel<{}, int, 3, 3, MUL, 4, float>"),
-    ("filter_norm.cu", "filter_norm_backward_f<{}, int, 7, 7>"),
-)
-
-
-def to_compile(architecture: str) -> dict[str, list[str]]:
-    """Return name expressions by source: the heavy ones and every 168th of all; all in the thorough profile."""
-    everything = cupy_raw.instantiations()
-    number = ARCHITECTURES.index(architecture)
-    element = ("float", "__half", "__nv_bfloat16")[number % 3]
-    heavy = [(source, expression.format(element)) for source, expression in HEAVY]
-    assert set(heavy) <= set(everything)
-    chosen = everything if THOROUGH else heavy + everything[number :: 24 * len(ARCHITECTURES)]
-    by_source: dict[str, list[str]] = {}
-    for source, expression in dict.fromkeys(chosen):
-        by_source.setdefault(source, []).append(expression)
-    return by_source
-
-
-def compile_to_cubin(source: str, expressions: list[str], architecture: str) -> dict[str, str]:
-    """Return what the assembler reports of each kernel."""
-    core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
-    include = [str(folder) for folder in (HEADERS, *cuda_include_folders())]
-    options = core.ProgramOptions(arch=architecture, std="c++17", include_path=include, ptxas_options=["-v"])
-    program = core.Program((SOURCES / source).read_text(), "c++", options)
-    log = io.StringIO()
-    cubin = program.compile("cubin", name_expressions=tuple(expressions), logs=log)
-    assert "warning" not in log.getvalue()
-    reports = dict(re.findall(r"Function properties for (\S+)\n(.*\n.*)", log.getvalue()))
-    names = {expression: cubin.symbol_mapping[expression] for expression in expressions}
-    return {
-        expression: reports[name.decode() if isinstance(name, bytes) else name] for expression, name in names.items()
-    }
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_compile_without_spilling(architecture: str) -> None:
-    for source, expressions in to_compile(architecture).items():
-        for expression, report in compile_to_cubin(source, expressions, architecture).items():
-            registers = int(re.search(r"Used (\d+) registers", report)[1])
-            assert registers * cuda_launch.THREADS <= 2**16, expression
-            if "double" not in expression:
-                assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report, (expression, report)
-
-
-# ---- launch functions and kernels, on the emulator -------------------------------------------------------------------
-
-# The sizes are few because each is compiled: odd, even and rectangular, and one of the kernels for any size.
-SIZES = [("float32", 3, 3), ("float16", 2, 4), ("bfloat16", 5, 5), ("float64", 8, 7)]
+# The sizes are few because each is compiled for each type: an odd one, one that is even or not square, and once the
+# kernels for any size.
+SIZES = [
+    ("float32", 3, 3),
+    ("float32", 2, 4),
+    ("float16", 3, 3),
+    ("float16", 2, 4),
+    ("bfloat16", 5, 5),
+    ("bfloat16", 2, 4),
+    ("float64", 3, 3),
+    ("float64", 8, 7),
+]
 each_size = pytest.mark.parametrize(("dtype", "kh", "kw"), SIZES)
 
 
@@ -174,7 +116,7 @@ def check(call: Call, grad_out: Any) -> EmulatedCupy:
 @given(data=st.data())
 def test_filters_equal_reference(op: Any, dtype: str, kh: int, kw: int, data: st.DataObject) -> None:
     call = data.draw(filter_calls(op, dtype, kh, kw))
-    with emulated(seed=data.draw(st.integers(0, 99))):
+    with emulated(order=data.draw(st.sampled_from(ORDERS)), seed=data.draw(st.integers(0, 99))):
         check(call, data.draw(strategies.grad_outs(call)))
 
 
@@ -183,7 +125,7 @@ def test_filters_equal_reference(op: Any, dtype: str, kh: int, kw: int, data: st
 @given(data=st.data())
 def test_norm_equals_reference(dtype: str, kh: int, kw: int, data: st.DataObject) -> None:
     call = data.draw(norm_calls(dtype, kh, kw))
-    with emulated(seed=data.draw(st.integers(0, 99))):
+    with emulated(order=data.draw(st.sampled_from(ORDERS)), seed=data.draw(st.integers(0, 99))):
         check(call, data.draw(strategies.grad_outs(call)))
 
 
@@ -201,6 +143,13 @@ def check_normal(op: Any, arrays: tuple[Any, ...], **options: Any) -> EmulatedCu
 def test_every_channel_may_have_its_own_group(combine: str) -> None:
     arrays = normal("float32", 2, 11, 6, 7), normal("float32", 2, 11, 3, 3, 6, 7), normal("float32", 2, 11, 3, 3)
     check_normal(DDF, arrays, combine=combine)
+
+
+@emulation
+def test_channels_of_a_small_group_are_summed_in_two_slices() -> None:
+    check_normal(
+        DDF, (normal("float32", 1, 5, 6, 7), normal("float32", 1, 1, 3, 3, 6, 7), normal("float32", 1, 5, 3, 3))
+    )
 
 
 @emulation

@@ -59,10 +59,11 @@ that takes no part, a barrier that some threads left behind by returning, and a 
 
 from .errors import Finding, KernelCheckError, Place
 from .raw_module import Kernel, RawModule
-from .settings import Settings, emulated
+from .settings import ORDERS, Settings, emulated
 from .toolchain import emulator_unavailable
 
 __all__ = [
+    "ORDERS",
     "Finding",
     "Kernel",
     "KernelCheckError",

@@ -36,6 +36,7 @@ class _Launch(ctypes.Structure):
         ("image_begin", ctypes.c_uint64),
         ("image_end", ctypes.c_uint64),
         ("max_accesses", ctypes.c_uint64),
+        ("last_blocks", ctypes.c_uint64),
         ("n_regions", ctypes.c_uint32),
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
@@ -111,6 +112,7 @@ def run(
         specs,
         *image,
         settings.max_accesses,
+        settings.last_blocks,
         len(regions),
         grid,
         block,
@@ -187,6 +189,7 @@ class DeviceArray(np.ndarray):
 POISON = 0xFF
 _MAP_NORESERVE = 0x4000  # mmap has the name from Python 3.13 on
 _GAP = 1 << 28  # bytes between two arrays in the arena, never committed: a stray index meets nothing
+_LARGEST_COPY = 1 << 24  # bytes; a larger array is lent itself, lest a sparse one be filled
 
 
 def _initialised_bytes(array: Array, begin: int, end: int) -> npt.NDArray[np.uint8] | None:
@@ -230,7 +233,8 @@ def guarded(arrays: Sequence[tuple[Array, bool]]) -> Iterator[tuple[list[Region]
         return
 
     page = mmap.PAGESIZE
-    homes = [(region.begin, region.end) for region in regions]
+    copied = [region for region in regions if region.end - region.begin <= _LARGEST_COPY]
+    homes = [(region.begin, region.end) for region in copied]
     offsets, size = [], _GAP
     for begin, end in homes:
         offsets.append(size + begin % page)
@@ -239,20 +243,21 @@ def guarded(arrays: Sequence[tuple[Array, bool]]) -> Iterator[tuple[list[Region]
     memory = np.frombuffer(arena, np.uint8)
     base = memory.ctypes.data
     originals = [_bytes_at(begin, end) for begin, end in homes]
-    for region, offset, original in zip(regions, offsets, originals, strict=True):
+    for region, offset, original in zip(copied, offsets, originals, strict=True):
         memory[offset : offset + original.size] = original
         region.begin, region.end = base + offset, base + offset + original.size
 
     def moved(address: int) -> int:
-        for (begin, end), region in zip(homes, regions, strict=True):
+        for (begin, end), region in zip(homes, copied, strict=True):
             if begin <= address < end:
                 return region.begin + address - begin
-        return 0  # an array without elements: any access through it is out of bounds
+        return address
 
     try:
+        # an array without elements gets address 0: any access through it is out of bounds
         yield regions, [moved(array.ctypes.data) if array.size else 0 for *_, array in spans]
     finally:
-        for region, offset, original in zip(regions, offsets, originals, strict=True):
+        for region, offset, original in zip(copied, offsets, originals, strict=True):
             if not region.read_only:
                 original[:] = memory[offset : offset + original.size]
         del memory

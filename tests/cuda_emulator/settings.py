@@ -25,12 +25,15 @@ class Settings:
         Of the random order.
     max_accesses
         Memory accesses after which a launch is taken to loop for ever ("check" only).
+    last_blocks
+        How many blocks of a grid to run, its last ones: the far end of arrays too large to be walked.
     """
 
     mode: Mode = "check"
     order: Order = "random"
     seed: int = 0
     max_accesses: int = 500_000_000
+    last_blocks: int = 2**63
 
 
 _DEFAULT = Settings()
@@ -49,6 +52,7 @@ def emulated(
     order: Order | None = None,
     seed: int | None = None,
     max_accesses: int | None = None,
+    last_blocks: int | None = None,
 ) -> Iterator[Settings]:
     """Change the settings of the launches inside the ``with`` block; what is not named stays.
 
@@ -57,7 +61,13 @@ def emulated(
     >>> with emulated(mode="fast", order="reverse"):
     ...     kernel((1,), (64,), (x, y))
     """
-    given = {"mode": mode, "order": order, "seed": seed, "max_accesses": max_accesses}
+    given = {
+        "mode": mode,
+        "order": order,
+        "seed": seed,
+        "max_accesses": max_accesses,
+        "last_blocks": last_blocks,
+    }
     changes = {name: value for name, value in given.items() if value is not None}
     settings = dataclasses.replace(current_settings(), **changes)  # type: ignore[arg-type]
     if settings.mode not in ("check", "fast"):

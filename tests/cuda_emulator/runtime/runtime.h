@@ -60,6 +60,7 @@ struct Launch {
   const RegionSpec* regions;
   uint64_t image_begin, image_end;  // the module's own constants and variables: never checked
   uint64_t max_accesses;
+  uint64_t last_blocks;    // how many of the grid's blocks to run, its last ones
   uint32_t n_regions, grid[3], block[3], order, seed, checking, dynamic_shared_bytes;
 };
 

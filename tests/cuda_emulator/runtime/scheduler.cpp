@@ -195,9 +195,10 @@ void run_block(std::vector<int>& order, std::mt19937& random) {
 }
 
 void run_grid() {
-  std::vector<size_t> blocks(size_t(grid_dim.x) * grid_dim.y * grid_dim.z);
+  const size_t n_blocks = size_t(grid_dim.x) * grid_dim.y * grid_dim.z;
+  std::vector<size_t> blocks(std::min(n_blocks, size_t(launch->last_blocks)));
   std::vector<int> order(threads.size());
-  std::iota(blocks.begin(), blocks.end(), size_t(0));
+  std::iota(blocks.begin(), blocks.end(), n_blocks - blocks.size());
   std::iota(order.begin(), order.end(), 0);
   std::mt19937 random(launch->seed);
   if (launch->order == shuffled) std::shuffle(blocks.begin(), blocks.end(), random);
