@@ -1,5 +1,5 @@
 # Every target sets up what it needs: a .venv beside this file, everything else from the package index.
-#   make demo | test | check | bench | gpu-test | clean
+#   make demo | test | check | bench | gpu-test | budgets | mutants | soak | clean
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 # make gpu-test GPU_PYTHON=python3 takes an environment that is there already.
 GPU_PYTHON ?= $(BIN)/python
 
-.PHONY: demo test check bench gpu-test clean
+.PHONY: demo test check bench gpu-test budgets mutants soak clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.demo
@@ -34,6 +34,18 @@ gpu-test: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.test)
 	    PYTHONPATH=.:adapters compute-sanitizer --tool memcheck --error-exitcode 1 \
 	        $(GPU_PYTHON) -m pytest -m gpu -k "smoke" tests; \
 	else echo "compute-sanitizer is not installed: memory check left out"; fi
+
+# Renews tests/budgets.json, what every kernel takes of every GPU architecture: half an hour of compiling.
+budgets: $(VENV)/.test
+	$(BIN)/python tests/test_cuda_budgets.py --write
+
+# Plants faults in the kernels, one at a time: the tests must notice. make mutants MUTANTS="--sample 60" takes minutes.
+mutants: $(VENV)/.test
+	cd tests && PYTHONPATH=..:../adapters ../$(BIN)/python -m mutants $(MUTANTS)
+
+# 100,000 cases of the property tests on every lane of this machine, an hour or more; writes bench/results/soak-*.json.
+soak: $(VENV)/.test
+	PYTHONPATH=.:adapters $(BIN)/python tests/soak.py --workers $(WORKERS) $(SOAK)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png

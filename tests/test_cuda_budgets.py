@@ -1,0 +1,281 @@
+"""What the CUDA C kernels take of a GPU: registers, shared memory and spills, compiled without one.
+
+`budgets.json` holds the most that any instantiation of a kernel takes, by element and index type, kernel size and
+architecture. Taking more fails, taking less does not; `make budgets` renews the file. Another version of the compiler
+than the file's may take a tenth and 8 more of each.
+
+Every instantiation is compiled for sm_75 and sm_90. Of each kernel and size the largest one is compiled for one of the
+other architectures in turn; all are for all of them with HYPOTHESIS_PROFILE=thorough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from cuda_emulator.toolchain import cuda_include_folders
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynk._operator import Operator, operators
+from dynk.decoupled import DDF, DDF_UPSAMPLE, FILTER_NORM
+from dynk.kernels import common
+from dynk.kernels.common.dtypes import FLOATS
+
+FILE = Path(__file__).with_name("budgets.json")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+COMPLETE = ("sm_75", "sm_90")
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+SLACK_FACTOR, SLACK = 1.1, 8
+
+
+class Usage(NamedTuple):
+    """What a kernel takes: registers of a thread, static shared memory of a block, spilled bytes of a thread."""
+
+    registers: int
+    shared: int
+    spilled: int
+
+
+# ---- what there is to compile ----------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """A line of the budgets: the instantiations of a kernel in the same types and kernel size, the largest last."""
+
+    folder: Path
+    source: str
+    key: str
+    expressions: tuple[str, ...]
+
+
+def arguments(expression: str) -> tuple[str, list[str]]:
+    """Return a kernel's name and its template arguments."""
+    name, _, rest = expression.removesuffix(">").partition("<")
+    return name, rest.split(", ")
+
+
+def has_size(name: str) -> bool:
+    """Return whether kernels of this name have a kernel size among their template arguments, after the types."""
+    return name not in ("sum_partials", "filter_norm_backward_scale")
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """Return everything that the families' launch functions declare."""
+    found: dict[tuple[Path, str, str], list[str]] = {}
+    for launchers in {op.family: op.launchers("cupy_raw") for op in operators().values()}.values():
+        for source, expression in launchers.instantiations():
+            name, args = arguments(expression)
+            key = f"{name}<{', '.join(args[: 4 if has_size(name) else 2])}>"
+            if name == "sum_partials":
+                key += f" of {source}"
+            found.setdefault((Path(launchers.__file__).parent, source, key), []).append(expression)
+    return tuple(Row(*place, tuple(expressions)) for place, expressions in found.items())
+
+
+def to_compile() -> list[Any]:
+    """Return a parameter set (architecture, row, expressions) for each test."""
+    others = [architecture for architecture in ARCHITECTURES if architecture not in COMPLETE]
+    found = []
+    for number, row in enumerate(rows()):
+        found += [(architecture, row, row.expressions) for architecture in (ARCHITECTURES if THOROUGH else COMPLETE)]
+        if not THOROUGH:
+            found.append((others[number % len(others)], row, row.expressions[-1:]))
+    return [pytest.param(*case, id=f"{case[0]}-{case[1].key}") for case in found]
+
+
+# ---- compiling -------------------------------------------------------------------------------------------------------
+
+
+def nvrtc_version() -> str:
+    """Return the compiler's version, major.minor."""
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
+    _, major, minor = nvrtc.nvrtcVersion()
+    return f"{major}.{minor}"
+
+
+def compile_kernels(row: Row, expressions: tuple[str, ...], architecture: str) -> dict[str, Usage]:
+    """Return what each instantiation takes, as the assembler reports it."""
+    core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    include = [str(folder) for folder in (Path(common.__file__).parent, *cuda_include_folders())]
+    options = core.ProgramOptions(arch=architecture, std="c++17", include_path=include, ptxas_options=["-v"])
+    log = io.StringIO()
+    program = core.Program((row.folder / row.source).read_text(), "c++", options)
+    cubin = program.compile("cubin", name_expressions=expressions, logs=log)
+    assert "warning" not in log.getvalue(), log.getvalue()
+    reports = dict(re.findall(r"Function properties for (\S+)\n(.*\n.*)", log.getvalue()))
+    return {expression: usage(reports[as_text(cubin.symbol_mapping[expression])]) for expression in expressions}
+
+
+def as_text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def usage(report: str) -> Usage:
+    """Read two lines of the assembler's report on a kernel. Local memory of any kind counts as spilled."""
+
+    def number(pattern: str) -> int:
+        found = re.search(pattern, report)
+        return int(found[1]) if found else 0
+
+    spilled = number(r"(\d+) bytes stack frame") + number(r"(\d+) bytes spill stores")
+    return Usage(number(r"Used (\d+) registers"), number(r"(\d+) bytes smem"), spilled + number(r"(\d+) bytes spill l"))
+
+
+# ---- budgets ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def budgets() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(FILE.read_text())
+    return content
+
+
+def write(most: dict[str, dict[str, Usage]]) -> None:
+    """Write the file, a line for each row."""
+    lines = [f"    {json.dumps(key)}: {json.dumps(most[key], sort_keys=True)}" for key in sorted(most)]
+    head = f'  "figures": {json.dumps(Usage._fields)},\n  "nvrtc": "{nvrtc_version()}",\n'
+    FILE.write_text("{\n" + head + '  "budgets": {\n' + ",\n".join(lines) + "\n  }\n}\n")
+
+
+def over_budget(taken: Usage, budget: Usage, *, same_compiler: bool) -> list[str]:
+    """Return what is wrong, with both figures."""
+    allowed = budget if same_compiler else Usage(*(int(SLACK_FACTOR * figure) + SLACK for figure in budget))
+    return [
+        f"{name} {figure}, budget {most}"
+        for name, figure, most in zip(Usage._fields, taken, allowed, strict=True)
+        if figure > most
+    ]
+
+
+def most_of(usages: dict[str, Usage]) -> Usage:
+    return Usage(*(max(figures) for figures in zip(*usages.values(), strict=True)))
+
+
+# ---- tests -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("architecture", "row", "expressions"), to_compile())
+def test_kernels_keep_within_budget(architecture: str, row: Row, expressions: tuple[str, ...]) -> None:
+    same_compiler = nvrtc_version() == budgets()["nvrtc"]
+    budget = Usage(*budgets()["budgets"][row.key][architecture])
+    for expression, taken in compile_kernels(row, expressions, architecture).items():
+        wrong = over_budget(taken, budget, same_compiler=same_compiler)
+        assert not wrong, f"{expression} on {architecture} takes {'; '.join(wrong)} (renew with make budgets)"
+
+
+def test_budgets_are_those_of_the_declared_kernels_without_spills() -> None:
+    assert set(budgets()["budgets"]) == {row.key for row in rows()}
+    for key, by_architecture in budgets()["budgets"].items():
+        assert set(by_architecture) == set(ARCHITECTURES), key
+        spilling = [name for name, figures in by_architecture.items() if Usage(*figures).spilled]
+        assert not spilling, f"{key} spills on {spilling}"
+
+
+def test_more_than_the_budget_is_reported_with_both_figures() -> None:
+    budget = Usage(40, 1024, 0)
+    assert over_budget(Usage(39, 1024, 0), budget, same_compiler=True) == []
+    wrong = ["registers 41, budget 40", "spilled 8, budget 0"]
+    assert over_budget(Usage(41, 1024, 8), budget, same_compiler=True) == wrong
+    assert over_budget(Usage(52, 1134, 8), budget, same_compiler=False) == []
+    assert over_budget(Usage(53, 1024, 0), budget, same_compiler=False) == ["registers 53, budget 52"]
+
+
+def test_assembler_report_is_read() -> None:
+    report = (
+        "    16 bytes stack frame, 12 bytes spill stores, 4 bytes spill loads\n"
+        "ptxas info    : Used 255 registers, used 1 barriers, 16 bytes cumulative stack size, 2048 bytes smem"
+    )
+    assert usage(report) == Usage(255, 2048, 32)
+
+
+class Recorder:
+    """The runtime object of launch functions; notes the instantiations asked for."""
+
+    def __init__(self) -> None:
+        self.launched: set[tuple[str, str]] = set()
+
+    def launch(self, source: str, expression: str, *launch: Any) -> None:
+        self.launched.add((source, expression))
+
+    def workspace(self, count: int, dtype: str) -> Any:
+        return object()
+
+
+few = st.integers(1, 3)
+extents = st.sampled_from([1, 2, 5, 40, 300, 2**14])
+taps = st.one_of(st.integers(1, 9), st.sampled_from([24, 25, 49, 65]))
+
+
+@st.composite
+def filter_shapes(draw: st.DrawFn, op: Operator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    groups, N = draw(few), draw(few)
+    C = groups * draw(st.sampled_from([1, 2, 3, 4, 7, 8, 70, 5000, 2**17]))
+    H, W, kh, kw = draw(extents), draw(extents), draw(taps), draw(taps)
+    options: dict[str, Any] = {"combine": draw(st.sampled_from(["mul", "add"]))}
+    if op is DDF:
+        stride = options["stride"] = draw(few)
+        subpixels, anchors = (), (-(-H // stride), -(-W // stride))
+    else:
+        scale = options["scale"] = draw(st.sampled_from([1, 2, 3, 30]))
+        subpixels, anchors = (scale, scale), (H, W)
+    has_spatial, has_channel = draw(st.sampled_from([(True, True), (True, False), (False, True)]))
+    spatial = (N, groups, *subpixels, kh, kw, *anchors) if has_spatial else None
+    channel = (N, C, *subpixels, kh, kw) if has_channel else None
+    return ((N, C, H, W), spatial, channel), options
+
+
+@st.composite
+def norm_shapes(draw: st.DrawFn, op: Operator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    kh = draw(taps)
+    shape = (draw(few), draw(extents), kh, draw(taps.filter(lambda kw: kh * kw > 1)), draw(extents), draw(extents))
+    parameters = [tuple(extent if draw(st.booleans()) else 1 for extent in shape) for _ in ("scale", "shift")]
+    return (shape, *(parameter if draw(st.booleans()) else None for parameter in parameters)), {"axes": (2, 3)}
+
+
+def but_for_size(source: str, expression: str) -> tuple[Any, ...]:
+    name, args = arguments(expression)
+    if has_size(name):
+        args[2:4] = ["any" if args[2:4] == ["0", "0"] else "compiled for one"]
+    return source, name, *args
+
+
+@pytest.mark.parametrize("op", [DDF, DDF_UPSAMPLE, FILTER_NORM], ids=lambda op: op.name)
+@given(data=st.data())
+def test_every_instantiation_asked_for_is_declared(op: Operator, data: st.DataObject) -> None:
+    shapes, options = data.draw((norm_shapes if op is FILTER_NORM else filter_shapes)(op))
+    dtype = data.draw(st.sampled_from(FLOATS))
+    dtypes = tuple(None if shape is None else dtype for shape in shapes)
+    plan = op.plan(op.name, shapes, dtypes, op.canonical(**options))
+    launchers = op.launchers("cupy_raw")
+    arrays = [None if shape is None else object() for shape in shapes]
+    cuda = Recorder()
+    getattr(launchers, f"{op.launcher}_forward")(cuda, plan, *arrays, object())
+    getattr(launchers, f"{op.launcher}_backward")(cuda, plan, object(), *arrays, *arrays)
+    declared = {but_for_size(*instantiation) for instantiation in launchers.instantiations()}
+    assert {but_for_size(*instantiation) for instantiation in cuda.launched} <= declared
+
+
+def _measure(case: tuple[Row, str]) -> tuple[str, str, Usage]:
+    row, architecture = case
+    return row.key, architecture, most_of(compile_kernels(row, row.expressions, architecture))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Compiles every kernel for every architecture; half an hour of CPU.")
+    parser.add_argument("--write", action="store_true", required=True, help="renew budgets.json")
+    parser.parse_args()
+    renewed: dict[str, dict[str, Usage]] = {}
+    with ProcessPoolExecutor() as workers:
+        for key, architecture, most in workers.map(_measure, [(r, a) for r in rows() for a in ARCHITECTURES]):
+            renewed.setdefault(key, {})[architecture] = most
+    write(renewed)
