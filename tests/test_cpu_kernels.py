@@ -259,7 +259,7 @@ def test_many_threads_and_a_fork_on_every_layer(layer):
     report = "from dynk.kernels.common import threads; print(threads.layer())"
     fork = FORK if hasattr(os, "fork") else ""
     printed = run(f"{CALL}call()\n{THREADS}\n{fork}\n{report}", NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
-    assert printed.split() == [layer]
+    assert printed.split()[-1] == layer  # a forked TBB may print a warning before
 
 
 def test_tbb_is_preferred_but_never_against_the_user():

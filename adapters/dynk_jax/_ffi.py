@@ -218,9 +218,14 @@ def _place(name: str, names: tuple[str, ...]) -> int:
 
 
 def _kernel(call: Call) -> Any:
-    """Return the CPU kernel; without threads where they cannot bear concurrent callers, whom XLA's threads are."""
+    """Return the CPU kernel; without threads where they cannot bear concurrent callers, as XLA's threads are.
+
+    Nor where JAX sees several devices in the CPU: they run side by side already, and TBB called from the
+    threads of each can hang when the process ends.
+    """
     kernel = getattr(call.op.launchers("cpu"), f"{call.op.launcher}_{call.direction}")
-    return kernel if threads.mode() == threads.PARALLEL else serial(kernel)
+    alone = len(jax.local_devices(backend="cpu")) == 1
+    return kernel if alone and threads.mode() == threads.PARALLEL else serial(kernel)
 
 
 def _native_handler(call: Call, dtypes: tuple[str, ...]) -> Any:
