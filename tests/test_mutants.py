@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from mutants.mutate import mutants
-from mutants.report import Report, equivalents, key
+from mutants.report import Report, key, reasons
 from mutants.run import INVALID, KILLED, SURVIVED, TIMEOUT, Result, sources, stages_of
 
 TESTS = Path(__file__).parent
@@ -92,12 +92,16 @@ def steps(n):
     while n > 0:
         n -= 1
     return n
+
+def pixels(H):
+    return H * 3
 """
-TOY_TEST = """from toy import largest, steps
+TOY_TEST = """from toy import largest, pixels, steps
 
 def test_toy():
     assert largest([1, 3, 2]) == 3
     assert steps(2) == 0
+    assert pixels(5) == 15
 """
 RUN = """
 import json, sys
@@ -128,6 +132,7 @@ def test_verdicts(tmp_path: Path) -> None:
     assert results["if value > top:", "if value >= top:"] == SURVIVED  # the same largest value
     assert results["if value > top:", "if value <= top:"] == KILLED
     assert results["n -= 1", "n = 1"] == TIMEOUT
+    assert results["return H * 3", "return W * 3"] == INVALID  # there is no W
     assert (tmp_path / "tests" / "toy.py").read_text() == TOY
 
 
@@ -144,14 +149,15 @@ def test_tests_that_cannot_judge_are_refused(tmp_path: Path, test: str, words: s
 def test_report_counts_and_names_survivors(tmp_path: Path) -> None:
     changes(tmp_path, "toy.py", "def f(n):\n    return n < 2\n")
     boundary, reverse, *others = mutants(tmp_path, "toy.py")
-    report = Report({key(boundary): "n is odd"})
+    report = Report({key(boundary): "n is odd"}, {key(reverse): "n is small"})
     for mutant, verdict in ((boundary, SURVIVED), (reverse, SURVIVED), (others[0], KILLED), (others[1], INVALID)):
         report.add(Result(mutant, verdict))
     assert report.survivors() == [reverse]
     *_, row = report.rows()
     assert list(row.values()) == ["all", 4, 1, 1, 1, 0, 1, 0.5]
     report.write(tmp_path / "report.json", seed=0)
-    assert json.loads((tmp_path / "report.json").read_text())["equivalent"][0]["reason"] == "n is odd"
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert [written[kind][0]["reason"] for kind in ("equivalent", "survivors")] == ["n is odd", "n is small"]
 
 
 def test_every_kernel_source_has_mutants_and_tests() -> None:
@@ -160,6 +166,7 @@ def test_every_kernel_source_has_mutants_and_tests() -> None:
         assert stages_of(path)
 
 
-def test_every_judged_equivalent_is_a_mutant() -> None:
+@pytest.mark.parametrize("verdict", ["equivalent", "survivor"])
+def test_every_judged_mutant_is_one(verdict: str) -> None:
     made = {key(mutant) for path in sources(TESTS.parent) for mutant in mutants(TESTS.parent, path)}
-    assert not equivalents().keys() - made
+    assert not reasons(verdict).keys() - made

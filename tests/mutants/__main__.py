@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .mutate import Mutant, mutants
-from .report import Report, equivalents, key
+from .report import Report, key, reasons
 from .run import SURVIVED, run_all, sources
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="mutants tested at a time (default 2)")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument(
-        "--json", type=Path, default=Path(__file__).with_name("report.json"), help="the report to write"
+        "--json",
+        type=Path,
+        default=ROOT / "bench" / "results" / "mutants.json",
+        help="the report to write (default bench/results/mutants.json)",
     )
     return parser.parse_args()
 
@@ -64,7 +67,7 @@ def main() -> int:
             console.print(described(mutant))
         return 0
     os.nice(5)
-    report = Report(equivalents())
+    report = Report(reasons("equivalent"), reasons("survivor"))
     columns = (
         TextColumn("mutants"),
         BarColumn(),
@@ -77,7 +80,7 @@ def main() -> int:
         task = progress.add_task("", total=len(todo), now="")
         for result in run_all(ROOT, _until(todo, options.minutes), jobs=options.jobs):
             report.add(result)
-            if result.verdict == SURVIVED and key(result.mutant) not in report.judged:
+            if result.verdict == SURVIVED and key(result.mutant) not in report.equivalent:
                 progress.console.print(f"[yellow]survived[/] {described(result.mutant)}")
             progress.update(task, advance=1, now=f"{len(report.survivors())} survived")
             progress.refresh()

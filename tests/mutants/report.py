@@ -11,13 +11,13 @@ from typing import Any
 from .mutate import Mutant
 from .run import INVALID, SURVIVED, TIMEOUT, Result
 
-JUDGED = Path(__file__).with_name("equivalent.toml")
+JUDGED = Path(__file__).with_name("judged.toml")
 Key = tuple[str, str, str]
 
 
-def equivalents(file: Path = JUDGED) -> dict[Key, str]:
-    """Return the reasons why mutants are equivalent, by path, original and mutated line."""
-    entries = tomllib.loads(file.read_text()).get("equivalent", [])
+def reasons(verdict: str, file: Path = JUDGED) -> dict[Key, str]:
+    """Return why mutants are "equivalent" or a "survivor", by path, original and mutated line."""
+    entries = tomllib.loads(file.read_text()).get(verdict, [])
     return {
         (entry["path"], *(" ".join(line.split()) for line in pair)): entry["reason"]
         for entry in entries
@@ -31,10 +31,14 @@ def key(mutant: Mutant) -> Key:
 
 
 class Report:
-    """The results so far, and what they amount to."""
+    """The results so far, and what they amount to.
 
-    def __init__(self, judged: dict[Key, str]) -> None:
-        self.judged = judged
+    `equivalent` are the mutants that no test can kill, `known` those that none does, with the reasons.
+    """
+
+    def __init__(self, equivalent: dict[Key, str], known: dict[Key, str]) -> None:
+        self.equivalent = equivalent
+        self.known = known
         self.results: list[Result] = []
 
     def add(self, result: Result) -> None:
@@ -43,7 +47,7 @@ class Report:
 
     def survivors(self) -> list[Mutant]:
         """Return the mutants that live though they are not known to be equivalent."""
-        return [r.mutant for r in self.results if r.verdict == SURVIVED and key(r.mutant) not in self.judged]
+        return [r.mutant for r in self.results if r.verdict == SURVIVED and key(r.mutant) not in self.equivalent]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the counts of each source and of all."""
@@ -54,7 +58,7 @@ class Report:
     def _row(self, name: str, results: Sequence[Result]) -> dict[str, Any]:
         valid = [r for r in results if r.verdict != INVALID]
         alive = [r for r in valid if r.verdict == SURVIVED]
-        equivalent = sum(key(r.mutant) in self.judged for r in alive)
+        equivalent = sum(key(r.mutant) in self.equivalent for r in alive)
         killed = len(valid) - len(alive)
         return {
             "source": name,
@@ -69,16 +73,28 @@ class Report:
 
     def write(self, file: Path, **about: Any) -> None:
         """Write the counts, the survivors and the equivalents met to a JSON file."""
-        met = {key(r.mutant) for r in self.results if r.verdict == SURVIVED} & self.judged.keys()
+        met = {key(r.mutant) for r in self.results if r.verdict == SURVIVED} & self.equivalent.keys()
         text = {
             **about,
             "sources": self.rows(),
             "survivors": [
-                {"path": m.path, "line": m.line, "kind": m.kind, "original": m.original, "mutated": m.mutated}
+                {
+                    "path": m.path,
+                    "line": m.line,
+                    "kind": m.kind,
+                    "original": m.original,
+                    "mutated": m.mutated,
+                    "reason": self.known.get(key(m), "not looked into yet"),
+                }
                 for m in self.survivors()
             ],
             "equivalent": [
-                {"path": path, "original": original, "mutated": mutated, "reason": self.judged[path, original, mutated]}
+                {
+                    "path": path,
+                    "original": original,
+                    "mutated": mutated,
+                    "reason": self.equivalent[path, original, mutated],
+                }
                 for path, original, mutated in sorted(met)
             ],
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -60,6 +61,8 @@ STAGES: dict[str, tuple[Selection, ...]] = {
 }
 
 SURVIVED, KILLED, TIMEOUT, INVALID = "survived", "killed", "timeout", "does not compile"
+# What a compiler says to a mutant that is no program: the host's, or in plain Python a name that is not there.
+_NO_PROGRAM = re.compile(r"CompilationError|^E +(?:NameError|UnboundLocalError|AttributeError):", re.MULTILINE)
 
 
 @dataclass
@@ -223,7 +226,7 @@ class Copy:
         if outcome["nothing"]:
             msg = f"no test was run; pytest said:\n{self.said()}"
             raise RuntimeError(msg)
-        if "CompilationError" in self._printed():
+        if _NO_PROGRAM.search(self._printed()):
             return INVALID, ""
         return (KILLED, outcome["failed"]) if outcome["failed"] else (SURVIVED, "")
 
