@@ -1,8 +1,9 @@
 """Run the property tests of every operator with many more examples, and record the result.
 
-`python tests/soak.py` runs test_operators.py on all lanes that this machine has, with as many examples for each test as
-make the wanted number of cases in all, and writes bench/results/soak-<device>.json. As a pytest plugin (`-p soak`) it
-counts the examples that each test really ran.
+`python tests/soak.py` runs the property tests of `TESTS` on all lanes that this machine has, the CUDA kernels on the
+emulator, with as many examples for each test as make the wanted number of cases in all, and writes
+bench/results/soak-<device>.json. As a pytest plugin (`-p soak`) it leaves out all other tests and counts the examples
+that each test really ran.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TESTS = Path(__file__).parent / "test_operators.py"
+TESTS = [f"tests/test_{name}.py" for name in ("operators", "decoupled", "cuda_c", "numba_cuda")]
 TALLY = "DYNK_SOAK_TALLY"  # names the file in which the plugin leaves its counts
 
 _cases = 0
@@ -32,8 +33,9 @@ _tally = {"cases": 0, "tests": 0, "skipped": 0, "failures": list[str]()}
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """Let each property test count its examples."""
-    for test in {item.obj for item in items if hasattr(item.obj, "hypothesis")}:
+    """Keep the property tests, and let each count its examples."""
+    items[:] = [item for item in items if hasattr(item.obj, "hypothesis")]
+    for test in {item.obj for item in items}:
         test.hypothesis.inner_test = _counted(test.hypothesis.inner_test)
 
 
@@ -94,7 +96,8 @@ def main() -> int:
     options = parser.parse_args()
 
     properties = _Properties()
-    if pytest.main(["--collect-only", "-qq", "--no-header", str(TESTS)], plugins=[properties]) != 0:
+    os.chdir(ROOT)
+    if pytest.main(["--collect-only", "-qq", "--no-header", *TESTS], plugins=[properties]) != 0:
         return 1
     examples = -(-options.cases // properties.count)
     machine = doctor.collect()
@@ -108,12 +111,12 @@ def main() -> int:
         "HYPOTHESIS_PROFILE": "soak",
         "DYNK_SOAK_EXAMPLES": str(examples),
         TALLY: str(output),
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
     }
     workers = ["-n", str(options.workers), "--dist", "worksteal"] if options.workers > 1 else []
     started = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "soak", *workers, str(TESTS)]
-    status = subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "soak", *workers, *TESTS]
+    status = subprocess.run(command, env=environment, check=False).returncode
     result = {
         "asked for": options.cases,
         "examples for each test": examples,
