@@ -268,6 +268,17 @@ def test_gradients_of_parameters_are_summed_in_parts(lane: Lane) -> None:
         assert_close(gradient, want, terms)
 
 
+@each_lane
+def test_as_many_dimensions_as_there_may_be(lane: Lane) -> None:
+    """None of which can be merged with its neighbour, since scale varies along every other one."""
+    f, scale = normal(lane.dtype, 2, 2, 3, 2, 2, 3, 2, 2), normal(lane.dtype, 2, 1, 3, 1, 2, 1, 1, 1)
+    call = Call(FILTER_NORM, (f, scale, scale), {"axes": (6, 7)})
+    assert_close(lane.forward(call), *call.expected_forward())
+    grad_out = normal(lane.dtype, *f.shape, seed=1)
+    for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
+        assert_close(gradient, want, terms)
+
+
 def test_a_single_tap_has_no_deviation() -> None:
     with pytest.raises(ValueError, match=r"filter_norm: f must have at least 2 taps .*, got shape \(2, 3, 1, 1\)"):
         dynk.filter_norm(np.ones((2, 3, 1, 1)), axes=(2, 3))

@@ -32,6 +32,7 @@ _HANG = 10
 Selection = tuple[str, ...]
 
 _OPERATORS, _FAMILIES, _CUDA = "tests/test_operators.py", "tests/test_decoupled.py", "tests/test_cuda_c.py"
+_COMMON = "tests/test_cuda_common.py"
 _EQUATIONS = "equal and reference"
 _CPU: tuple[Selection, ...] = (
     (_OPERATORS, "-k", "smoke and cpu-float32"),
@@ -57,7 +58,7 @@ STAGES: dict[str, tuple[Selection, ...]] = {
     ".py": _CPU,
     "kernels.cu": _FILTERS,
     "filter_norm.cu": _NORM,
-    ".cuh": (*_FILTERS[:1], *_NORM[:2], *_FILTERS[1:], *_NORM[2:]),
+    ".cuh": ((_COMMON,), *_FILTERS[:1], *_NORM[:2], *_FILTERS[1:], *_NORM[2:]),
 }
 
 SURVIVED, KILLED, TIMEOUT, INVALID = "survived", "killed", "timeout", "does not compile"
