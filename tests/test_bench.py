@@ -1,0 +1,329 @@
+"""`python -m dynk bench`: no time of a wrong result, honest samples, and tables that say what the results say."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from torch_cases import ignore_torch_jit, needs_compiler
+
+from bench import check, limits, registry, run, show, special, timing
+from bench.devices import Cpu
+from bench.peers import contenders
+from bench.registry import Call, Case, Contender, Problem
+from dynk import testing
+from dynk.__main__ import main
+from dynk._operator import operators
+
+TINY = Case("ddf", "tiny", "1x4x8x8, k = 3", ((1, 4, 8, 8), (1, 1, 3, 3, 8, 8), (1, 4, 3, 3)))
+LARGER = [
+    Case("ddf", "larger", "", ((2, 12, 9, 7), (2, 1, 3, 3, 9, 7), (2, 12, 3, 3))),
+    Case("ddf", "even kernel", "", ((1, 8, 9, 7), (1, 1, 4, 2, 9, 7), (1, 8, 4, 2))),
+    Case("ddf_upsample", "larger", "", ((2, 9, 7, 5), (2, 1, 2, 2, 3, 3, 7, 5), (2, 9, 2, 2, 3, 3)), {"scale": 2}),
+]
+LIMITS = {"copy_GBs": {"2": 4.0, "16": 2.0}, "matmul_GFLOPs": 1.0}
+
+
+def problem(case: Case = TINY, direction: str = "forward") -> Problem:
+    return Problem.draw(case, direction, np.random.default_rng(0))
+
+
+def row(names: dict[str, float], **details: object) -> show.Row:
+    """Return a row as `measure` does, of made-up milliseconds."""
+    samples = {name: timing.Samples([ms / 1e3] * 3) for name, ms in names.items()}
+    found = special.row_of(TINY, "forward", samples, memory_limit_ms=1.0, arithmetic_limit_ms=0.5, **details)
+    for name, result in found["contenders"].items():
+        result["extra_MB"] = 3.0
+        result["yardstick"] = "depth-wise" in name
+    return found
+
+
+TIMES = {
+    "dynk, preallocated": 2.0,
+    "dynk, allocating": 4.0,
+    "PyTorch eager": 20.0,
+    "torch.compile": 12.0,
+    "jax.jit": 10.0,
+    "PyTorch depth-wise, NCHW": 16.0,
+    "PyTorch depth-wise, NHWC": 6.0,
+}
+
+
+def report(rows: list[show.Row]) -> dict[str, object]:
+    device = {"name": "cpu", "kind": "cpu", "model": "Model 1", "processor": "p", "SIMD": "512 bit", "threads": 2}
+    versions = {"dynk": "1", "torch": "2", "jax": "3"}
+    return {
+        "device": device, "versions": versions, "date": "2026-01-01", "limits": LIMITS, "complete": True, "rows": rows
+    }  # fmt: skip
+
+
+# ---- no time of a wrong result ---------------------------------------------------------------------------------------
+
+
+@ignore_torch_jit
+@needs_compiler
+@pytest.mark.parametrize("direction", registry.DIRECTIONS)
+def test_a_row_checks_and_times_every_contender(direction):
+    rng = np.random.default_rng(0)
+    found = run.measure(problem(TINY, direction), Cpu(), rng, LIMITS, rounds=2, budget=0.5, with_peers=True)
+    assert set(found["contenders"]) == set(TIMES)
+    assert all(result["median_ms"] > 0 for result in found["contenders"].values())
+    assert set(found["contenders"]["PyTorch eager"]["formulations_ms"]) == {"shifts", "unfold"}
+    assert found["memory_limit_ms"] == pytest.approx(TINY.bytes_moved(direction) / 4e6)
+
+
+@pytest.mark.parametrize("direction", registry.DIRECTIONS)
+def test_a_wrong_contender_is_never_timed(monkeypatch, direction):
+    def off_by_one_element(results):
+        results = tuple(np.array(result) for result in results)
+        results[-1].reshape(-1)[-1] += 0.01
+        return results
+
+    def planted(problem):
+        honest = contenders(problem)[0].formulations[""]
+        return [Contender("a liar", {"": Call(lambda state: off_by_one_element(honest.run(state)))})]
+
+    def no_clock(*arguments, **keywords):
+        pytest.fail("a wrong result was timed")
+
+    monkeypatch.setattr(run, "peers", planted)
+    monkeypatch.setattr(run, "interleave", no_clock)
+    monkeypatch.setattr(Cpu, "clock", no_clock)
+    with pytest.raises(AssertionError, match="a liar"):
+        run.measure(
+            problem(TINY, direction), Cpu(), np.random.default_rng(0), LIMITS, rounds=2, budget=0.5, with_peers=True
+        )
+
+
+def test_a_result_of_another_shape_is_refused():
+    liar = Contender("a liar", {"": Call(lambda _: (np.zeros((1, 1, 8, 8), np.float32),))})
+    with pytest.raises(AssertionError, match=r"a liar.*shape"):
+        check.verify(problem(), [liar], np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("direction", registry.DIRECTIONS)
+@pytest.mark.parametrize("case", LARGER, ids=lambda case: f"{case.operator}-{case.label}")
+def test_windows_hold_the_results_of_the_whole(monkeypatch, case, direction):
+    given = problem(case, direction)
+    call = testing.Call(case.op, given.arrays, case.options)
+    if direction == "forward":
+        whole = {"out": call.expected_forward()[0]}
+    else:
+        whole = dict(zip(case.op.arrays, call.expected_backward(given.grad_out)[0], strict=True))
+    monkeypatch.setattr(check, "WHOLE", 0)
+    seen = {name: np.zeros(shape, bool) for name, shape in given.results.items()}
+    for window in check._windows(given, np.random.default_rng(0)):
+        for name, at, values, _ in check._expected(given, window):
+            np.testing.assert_allclose(values, whole[name][at], rtol=1e-12, atol=1e-12)
+            seen[name][at] = True
+    assert all(places.any() for places in seen.values())
+    assert all(places.reshape(-1)[[0, -1]].all() for places in seen.values())
+    check.verify(given, contenders(given), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("case", registry.cases(), ids=lambda case: f"{case.operator}-{case.size}-{case.dtype}")
+@pytest.mark.parametrize("direction", registry.DIRECTIONS)
+def test_every_case_has_a_check(case, direction):
+    drawn = Problem(case, direction, tuple(None if s is None else np.empty(s, np.float32) for s in case.shapes),
+                    np.empty(case.plan.out_shape, np.float32))  # fmt: skip
+    checked = {name for window in check._windows(drawn, np.random.default_rng(0)) for name in window.results}
+    assert checked >= set(drawn.results)
+
+
+def test_a_peer_in_a_half_type_is_still_held_to_a_bound():
+    given = problem(Case("ddf", "half", "", TINY.shapes, dtype="bfloat16"))
+    honest = contenders(given)[0].formulations[""]
+    check.verify(given, [Contender("a peer", {"": honest})], np.random.default_rng(0))
+    doubled = Call(lambda state: (honest.run(state)[0] * np.asarray(2, given.grad_out.dtype),))
+    with pytest.raises(AssertionError, match="a peer"):
+        check.verify(given, [Contender("a peer", {"": doubled})], np.random.default_rng(0))
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_a_busy_machine_are_counted_apart(monkeypatch):
+    ticks = itertools.count(0, 10**8)  # every look at the pressure finds 100 s of waiting
+    monkeypatch.setattr(timing, "pressure", lambda: next(ticks))
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
+    samples = timing.interleave({"a": Call(lambda _: ())}, clock=Cpu().clock, rounds=2)
+    assert samples["a"].clean == []
+    assert len(samples["a"].rejected) == 6
+    assert samples["a"].summary()["rejected"] == 6
+
+
+def test_only_the_disturbed_sample_is_rejected(monkeypatch):
+    looks = itertools.chain([0, 0, 0, 10**7, 10**7], itertools.repeat(10**7))
+    monkeypatch.setattr(timing, "pressure", lambda: next(looks))
+    times = iter([0.0, 1.0, 50.0, 2.0, 3.0])  # the first tells how often to repeat
+    samples = timing.interleave({"a": Call(lambda _: ())}, clock=lambda call, repeats: next(times), rounds=3)["a"]
+    assert (samples.clean, samples.rejected) == ([1.0, 2.0, 3.0], [50.0])
+    assert samples.summary()["median_ms"] == 2000
+
+
+def test_a_slow_contender_is_sampled_three_times(monkeypatch):
+    monkeypatch.setattr(timing, "pressure", lambda: 0)
+    now = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(now))
+    samples = timing.interleave({"a": Call(lambda _: ())}, clock=lambda call, repeats: 1.0, rounds=9, budget_s=5)
+    assert len(samples["a"].clean) == 3
+
+
+def test_preparation_is_off_the_clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("bench.devices.time.perf_counter", lambda: now[0])
+
+    def spend(seconds):
+        now[0] += seconds
+        return ()
+
+    assert Cpu().clock(Call(lambda _: spend(2.0), lambda: spend(100.0)), 3) == 2.0
+
+
+def test_extra_memory_is_that_of_the_result():
+    extra = Cpu().extra_bytes(Call(lambda _: (np.ones(2**23),)))
+    assert extra is None or 2**26 <= extra < 1.2 * 2**26
+
+
+# ---- limits and special rows -----------------------------------------------------------------------------------------
+
+
+def test_bytes_moved_counts_arguments_and_results_once():
+    arguments = 4 * 64 + 9 * 64 + 4 * 9
+    assert TINY.bytes_moved("forward") == 4 * (arguments + 256)
+    assert TINY.bytes_moved("backward") == 4 * (2 * arguments + 256)
+
+
+def test_operations_count_every_tap():
+    assert registry.operations(TINY, "forward") == 3 * 9 * 256
+
+
+def test_the_limit_is_a_copy_of_no_more_than_the_case_moves():
+    assert limits.copy_bandwidth(LIMITS, 2**20) == (4.0, "2")
+    assert limits.copy_bandwidth(LIMITS, 15 * 2**20) == (4.0, "2")
+    assert limits.copy_bandwidth(LIMITS, 2**30) == (2.0, "16")
+
+
+@ignore_torch_jit
+@pytest.mark.parametrize("direction", registry.DIRECTIONS)
+def test_overhead_row_has_the_kernel_beside_the_public_call(direction):
+    found = special.overhead(Cpu(), direction, rounds=2)["contenders"]
+    assert {"dynk, preallocated", "dynk, allocating", "kernel alone"} <= set(found)
+
+
+def test_first_call_compiles_once(tmp_path):
+    """A process with a full cache is faster than one that compiles, so the row measures what it says."""
+    found = special.first_call(Cpu(), TINY_NORM, "forward", rounds=1)["contenders"]
+    assert found["full cache"]["median_ms"] < found["empty cache"]["median_ms"]
+
+
+TINY_NORM = next(case for case in registry.cases() if case.operator == "filter_norm")
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def printed(table) -> str:
+    console = show.console(stderr=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_table_shows_the_ratio_to_an_earlier_run():
+    now = row(TIMES)
+    before = {"rows": [row(TIMES | {"jax.jit": 5.0})]}
+    assert show.ratio(before, now, "jax.jit") == "2.00"
+    assert show.ratio(before, now | {"size": "another"}, "jax.jit") == "new"
+    text = printed(show.table(now, before))
+    assert "to earlier" in text
+    assert "2.00" in text
+    assert "to earlier" not in printed(show.table(now))
+
+
+def test_table_of_a_first_call_has_neither_limit_nor_ratio():
+    text = printed(show.table(special.row_of(TINY, "forward", {"empty cache": timing.Samples([4.5])})))
+    assert "4.5 s" in text
+    assert "of copying" not in text
+
+
+def test_readme_names_the_machine_and_shows_ratios():
+    block = show.readme_block([report([row(TIMES), special.row_of(TINY, "forward", {})])])
+    assert "Model 1" in block
+    cells = [cell.strip() for cell in block.strip().splitlines()[-1].split("|")[1:-1]]
+    assert cells == [
+        "`ddf` 1x4x8x8, k = 3", "10.0 (5.0)", "6.0 (3.0)", "5.0 (2.5)", "3.0 (1.5)", "50%", "3 / 3 MB"
+    ]  # fmt: skip
+
+
+def test_readme_shows_absolute_times_of_a_gpu():
+    gpu = report([row({"dynk, preallocated": 0.1, "dynk, allocating": 0.2, "cuDNN depth-wise, NCHW": 0.3})])
+    gpu["device"] = {"name": "GPU 9", "kind": "cuda", "model": "GPU 9", "compute capability": "9.0"}
+    block = show.readme_block([gpu])
+    assert "GPU 9" in block
+    assert "| 100 |" in block
+    assert "3.0 (1.5)" in block
+
+
+def test_readme_says_what_the_results_say():
+    assert show.block_of(show.README.read_text()) == show.readme_block(show.load())
+
+
+def test_readme_is_written_from_the_complete_results(monkeypatch, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{show.BEGIN}old\n{show.END}after\n")
+    (tmp_path / "a.json").write_text(json.dumps(report([row(TIMES)])))
+    (tmp_path / "b.json").write_text(json.dumps(report([row(TIMES)]) | {"complete": False}))
+    (tmp_path / "soak-c.json").write_text(json.dumps({"cases": 1}))
+    monkeypatch.setattr(show, "README", readme)
+    monkeypatch.setattr(show, "RESULTS", tmp_path)
+    assert main(["bench", "--readme"]) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert text.count("Model 1") == 1
+    assert main(["bench", "--readme"]) == 0
+    assert readme.read_text() == text
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_bench_saves_after_every_row(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "result.json"
+    before = []
+
+    def measured(problem, *arguments, **keywords):
+        before.append(len(json.loads(path.read_text())["rows"]) if path.exists() else 0)
+        return row(TIMES)
+
+    monkeypatch.setattr(run, "measure", measured)
+    monkeypatch.setattr(limits, "measure", lambda device: LIMITS)
+    arguments = ["bench", "--device", "cpu", "--only", "spatial filters", "--output", str(path), "--json"]
+    assert main(arguments) == 0
+    assert before == [0, 1]
+    saved = json.loads(path.read_text())
+    assert saved == json.loads(capsys.readouterr().out)
+    assert not saved["complete"]  # not all rows
+    assert saved["device"]["kind"] == "cpu"
+
+
+def test_bench_compares_with_an_earlier_result(monkeypatch, tmp_path, capsys):
+    path = tmp_path / "earlier.json"
+    path.write_text(json.dumps(report([row(TIMES | {"jax.jit": 2.5})])))
+    monkeypatch.setattr(run, "measure", lambda *arguments, **keywords: row(TIMES))
+    monkeypatch.setattr(limits, "measure", lambda device: LIMITS)
+    assert main(["bench", "--device", "cpu", "--only", "spatial filters", "--compare", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "to earlier" in printed
+    assert next(line for line in printed.splitlines() if "jax.jit" in line).rstrip(" │").endswith("4.00")
+
+
+def test_bench_lists_its_rows(capsys):
+    assert main(["bench", "--list", "--device", "cpu"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == len(set(rows))
+    assert {row.split()[0] for row in rows} == set(operators())
