@@ -170,31 +170,37 @@ JAX = {
 
 
 def yardsticks(problem: Problem) -> list[Contender]:
-    """Return PyTorch's own depth-wise convolution, one kernel for all samples and pixels, in both memory layouts."""
+    """Return PyTorch's own depth-wise convolution, one kernel for all samples and pixels, in both memory layouts.
+
+    PyTorch chooses among kernels of its own and cuDNN's. Forward on CUDA, cuDNN's is also called by itself.
+    """
     if problem.case.operator != "ddf":
         return []
-    library = "cuDNN" if problem.device == "cuda" else "PyTorch"
+    import torch
+    from torch.nn import functional
+
+    def cudnn(x: Any, weight: Any, padding: Any) -> Any:
+        return torch.cudnn_convolution(x, weight, padding, (1, 1), (1, 1), x.shape[1], True, False, False)
+
+    ways = {"PyTorch": lambda x, weight, padding: functional.conv2d(x, weight, padding=padding, groups=x.shape[1])}
+    if problem.device == "cuda" and problem.direction == "forward":
+        ways["cuDNN"] = cudnn
     return [
-        Contender(f"{library} depth-wise, {name}", {"": _depthwise(problem, name)}, yardstick=True)
-        for name in ("NCHW", "NHWC")
+        Contender(f"{library} depth-wise, {layout}", {"": _depthwise(problem, layout, convolve)}, yardstick=True)
+        for library, convolve in ways.items()
+        for layout in ("NCHW", "NHWC")
     ]
 
 
-def _depthwise(problem: Problem, layout: str) -> Call:
+def _depthwise(problem: Problem, layout: str, convolve: Callable[..., Any]) -> Call:
     import torch
-    from torch.nn import functional
 
     x, channel, grad = (tensor(a, problem.device) for a in (problem.arrays[0], problem.arrays[2], problem.grad_out))
     weight = channel[:1].transpose(0, 1).contiguous()  # (C, 1, kh, kw)
     if layout == "NHWC":
         x, weight, grad = (t.to(memory_format=torch.channels_last) for t in (x, weight, grad))
     padding = (weight.shape[-2] // 2, weight.shape[-1] // 2)
-
-    def convolve() -> Any:
-        return functional.conv2d(x, weight, padding=padding, groups=x.shape[1])
-
     if problem.direction == "forward":
-        return Call(lambda _: (convolve(),))
-    x.requires_grad_()
-    weight.requires_grad_()
-    return Call(lambda out: torch.autograd.grad(out, (x, weight), grad), convolve)
+        return Call(lambda _: (convolve(x, weight, padding),))
+    x, weight = (t.detach().requires_grad_() for t in (x, weight))
+    return Call(lambda out: torch.autograd.grad(out, (x, weight), grad), lambda: convolve(x, weight, padding))

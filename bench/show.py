@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.peers import ALLOCATING, PREALLOCATED
+from bench.timing import LEAST
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
@@ -66,17 +67,28 @@ def table(row: Row, earlier: dict[str, Any] | None = None) -> Table:
             f"[dim]{name}[/]" if result["yardstick"] else name,
             _time(median),
             _time(result["spread_ms"]),
-            f"{result['clean']}/{result['clean'] + result['rejected']}",
+            _counts(result),
             "" if extra is None else f"{extra:.1f}",
         ]
         if limited:
-            cells += [f"{row[limit] / median:.0%}" for limit in ("memory_limit_ms", "arithmetic_limit_ms")]
+            limits = ("memory_limit_ms", "arithmetic_limit_ms")
+            cells += ["" if result["yardstick"] else f"{row[limit] / median:.0%}" for limit in limits]
         if compared:
             cells += [f"{median / row['contenders'][base]['median_ms']:.2f}" for base in (PREALLOCATED, ALLOCATING)]
         if earlier:
             cells.append(ratio(earlier, row, name))
         found.add_row(*cells)
     return found
+
+
+def _counts(result: dict[str, Any]) -> str:
+    counts = f"{result['clean']}/{result['clean'] + result['rejected']}"
+    return counts if _undisturbed(result) else f"[red]{counts}[/]"
+
+
+def _undisturbed(result: dict[str, Any]) -> bool:
+    """Return whether a median is one of clean samples."""
+    return bool(result["clean"] >= LEAST)
 
 
 def _time(ms: float) -> str:
@@ -147,17 +159,20 @@ def _faster(*names: str) -> Any:
     """Return a cell: how many times faster dynk is than the fastest contender whose name begins so."""
 
     def cell(row: Row) -> str:
-        times = [r["median_ms"] for name, r in row["contenders"].items() if name.startswith(names)]
-        if not times:
+        results = [result for name, result in row["contenders"].items() if name.startswith(names)]
+        if not results:
             return ""
-        ratios = (min(times) / row["contenders"][base]["median_ms"] for base in (PREALLOCATED, ALLOCATING))
-        return "{:.1f} ({:.1f})".format(*ratios)
+        fastest = min(results, key=lambda result: result["median_ms"])
+        own = [row["contenders"][name] for name in (PREALLOCATED, ALLOCATING)]
+        numbers = "{:.1f} ({:.1f})".format(*(fastest["median_ms"] / result["median_ms"] for result in own))
+        return numbers if all(map(_undisturbed, [fastest, *own])) else f"≈ {numbers}"
 
     return cell
 
 
 def _of_copy(row: Row) -> str:
-    return f"{row['memory_limit_ms'] / row['contenders'][PREALLOCATED]['median_ms']:.0%}"
+    own = row["contenders"][PREALLOCATED]
+    return f"{'' if _undisturbed(own) else '≈ '}{row['memory_limit_ms'] / own['median_ms']:.0%}"
 
 
 def _microseconds(row: Row) -> str:
@@ -187,7 +202,7 @@ _CUDA = {
     "µs": _microseconds,
     "PyTorch eager": _faster("PyTorch eager"),
     "`torch.compile`": _faster("torch.compile"),
-    "cuDNN's depth-wise convolution": _faster("cuDNN"),
+    "depth-wise convolution": _faster("PyTorch depth-wise", "cuDNN depth-wise"),
     "of copying": _of_copy,
     "memory": _memory,
 }

@@ -12,7 +12,7 @@ from bench.registry import Call
 
 _PRESSURE = Path("/proc/pressure/cpu")
 _BUSY_SHARE = 0.03  # of a sample's time that some process may have waited for a core
-_LEAST = 3  # samples that every contender gets
+LEAST = 3  # samples that every contender gets
 _MOST_TRIES = 3  # samples that may be taken for each clean one that is wanted
 
 # (call, repeats) -> seconds of one call
@@ -29,7 +29,7 @@ class Samples:
     @property
     def used(self) -> list[float]:
         """Return the clean samples, or all where too few are clean."""
-        return self.clean if len(self.clean) >= _LEAST else self.clean + self.rejected
+        return self.clean if len(self.clean) >= LEAST else self.clean + self.rejected
 
     def summary(self) -> dict[str, float | int]:
         """Return median, quartile spread and counts."""
@@ -68,7 +68,7 @@ def interleave(
 
 def _wanting(samples: Samples, rounds: int, affordable: bool) -> bool:
     taken = len(samples.clean) + len(samples.rejected)
-    most = _MOST_TRIES * rounds if affordable else _LEAST
+    most = _MOST_TRIES * rounds if affordable else LEAST
     return len(samples.clean) < rounds and taken < most
 
 

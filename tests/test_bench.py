@@ -258,8 +258,27 @@ def test_readme_names_the_machine_and_shows_ratios():
     ]  # fmt: skip
 
 
+def test_readme_marks_what_rests_on_disturbed_samples():
+    found = row(TIMES)
+    found["contenders"]["jax.jit"]["clean"] = 2
+    line = show.readme_block([report([found])]).strip().splitlines()[-1]
+    assert "≈ 5.0 (2.5)" in line
+    assert line.count("≈") == 1
+
+
 def test_readme_shows_absolute_times_of_a_gpu():
-    gpu = report([row({"dynk, preallocated": 0.1, "dynk, allocating": 0.2, "cuDNN depth-wise, NCHW": 0.3})])
+    gpu = report(
+        [
+            row(
+                {
+                    "dynk, preallocated": 0.1,
+                    "dynk, allocating": 0.2,
+                    "cuDNN depth-wise, NCHW": 0.4,
+                    "PyTorch depth-wise, NHWC": 0.3,
+                }
+            )
+        ]
+    )
     gpu["device"] = {"name": "GPU 9", "kind": "cuda", "model": "GPU 9", "compute capability": "9.0"}
     block = show.readme_block([gpu])
     assert "GPU 9" in block
