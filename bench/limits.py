@@ -9,7 +9,7 @@ from numba import njit, prange
 
 from bench.devices import Cpu, Cuda
 from bench.registry import Call
-from bench.timing import interleave
+from bench.timing import LEAST, interleave
 
 # MiB read plus written: within the first caches of a core, the last one, beyond it.
 _CPU_SIZES = (2, 16, 64, 512)
@@ -48,6 +48,7 @@ def measure(device: Cpu | Cuda) -> dict[str, Any]:
     samples = interleave(calls, clock=device.clock)
     best = {name: sample.summary()["median_ms"] for name, sample in samples.items()}
     return {
+        "undisturbed": all(len(sample.clean) >= LEAST for sample in samples.values()),
         "copy_GBs": {str(size): size * 2**20 / _least(best, f" {size}") / 1e6 for size in sizes},
         "matmul_GFLOPs": 2 * extent**3 / _least(best, " product") / 1e6,
     }

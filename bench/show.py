@@ -41,7 +41,8 @@ def _machine(report: dict[str, Any]) -> str:
 def _limits(report: dict[str, Any]) -> str:
     limits = report["limits"]
     copies = ", ".join(f"{speed:.3g} of {size} MiB" for size, speed in limits["copy_GBs"].items())
-    return f"copy in GB/s: {copies}; float32 matrix product {limits['matmul_GFLOPs']:.3g} GFLOP/s"
+    busy = "" if limits["undisturbed"] else "≈ "
+    return f"{busy}copy in GB/s: {copies}; float32 matrix product {limits['matmul_GFLOPs']:.3g} GFLOP/s"
 
 
 # ---- terminal --------------------------------------------------------------------------------------------------------

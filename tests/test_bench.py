@@ -7,10 +7,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from torch_cases import ignore_torch_jit, needs_compiler
 
-from bench import check, limits, registry, run, show, special, timing
-from bench.devices import Cpu
+import dynk
+from bench import check, decoupled, limits, peers, registry, run, show, special, timing
+from bench.devices import Cpu, Cuda
 from bench.peers import contenders
 from bench.registry import Call, Case, Contender, Problem
 from dynk import testing
@@ -23,7 +25,7 @@ LARGER = [
     Case("ddf", "even kernel", "", ((1, 8, 9, 7), (1, 1, 4, 2, 9, 7), (1, 8, 4, 2))),
     Case("ddf_upsample", "larger", "", ((2, 9, 7, 5), (2, 1, 2, 2, 3, 3, 7, 5), (2, 9, 2, 2, 3, 3)), {"scale": 2}),
 ]
-LIMITS = {"copy_GBs": {"2": 4.0, "16": 2.0}, "matmul_GFLOPs": 1.0}
+LIMITS = {"undisturbed": True, "copy_GBs": {"2": 4.0, "16": 2.0}, "matmul_GFLOPs": 1.0}
 
 
 def problem(case: Case = TINY, direction: str = "forward") -> Problem:
@@ -187,6 +189,71 @@ def test_extra_memory_is_that_of_the_result():
     assert extra is None or 2**26 <= extra < 1.2 * 2**26
 
 
+# ---- CUDA ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cuda_clock_sees_the_run_alone(monkeypatch):
+    """Nothing but `run` may stand between the two events, and the cache is emptied before the first."""
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("event")
+
+        def elapsed_time(self, end):
+            assert log[-1] == "synchronise"
+            return 3.0
+
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: log.append("synchronise"))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "GPU 9")
+    cuda = Cuda.__new__(Cuda)
+    cuda._torch = torch
+    cuda._flush = type("Flush", (), {"zero_": lambda self: log.append("flush")})()
+    call = Call(lambda _: log.append("run"), lambda: log.append("prepare"))
+    assert cuda.clock(call, 2) == pytest.approx(0.003)
+    assert log == ["prepare", "flush", "event", "run", "event"] * 2 + ["synchronise"]
+    assert cuda.name({}) == "GPU 9"
+
+
+@ignore_torch_jit
+@needs_compiler
+@pytest.mark.parametrize("direction", registry.DIRECTIONS)
+def test_contenders_for_cuda_agree_on_tensors(monkeypatch, direction):
+    """All that a CUDA row does but for the device: both backends of dynk and the peers, on tensors, checked."""
+    cpu = dynk.backends()[0]
+    backends = [cpu._replace(device="cuda"), cpu._replace(device="cuda", name="reference")]
+    monkeypatch.setattr(dynk, "backends", lambda: backends)
+    on_the_cpu = peers.tensor
+    for module in (peers, decoupled):
+        monkeypatch.setattr(module, "tensor", lambda array, device: on_the_cpu(array, "cpu"))
+    given = Problem.draw(TINY, direction, np.random.default_rng(0), "cuda")
+    entered = contenders(given) + peers.peers(given)
+    names = [contender.name for contender in entered]
+    assert names[:4] == ["dynk, preallocated", "dynk, allocating", "dynk reference, preallocated",
+                         "dynk reference, allocating"]  # fmt: skip
+    assert "jax.jit" not in names
+    assert ("cuDNN depth-wise, NHWC" in names) == (direction == "forward")
+    check.verify(given, entered, np.random.default_rng(0))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch has no CUDA device")
+@pytest.mark.parametrize("direction", registry.DIRECTIONS)
+def test_a_row_on_a_gpu(direction):
+    device = Cuda()
+    given = Problem.draw(TINY, direction, np.random.default_rng(0), "cuda")
+    found = run.measure(given, device, np.random.default_rng(0), LIMITS, rounds=2, budget=0.5, with_peers=True)
+    assert all(result["median_ms"] > 0 for result in found["contenders"].values())
+    assert all(result["extra_MB"] < 64 for result in found["contenders"].values())
+    measured = limits.measure(device)
+    assert measured["matmul_GFLOPs"] > 0
+    assert special.overhead(device, direction, rounds=2)["contenders"]["dynk, preallocated"]["median_ms"] > 0
+
+
 # ---- limits and special rows -----------------------------------------------------------------------------------------
 
 
@@ -264,6 +331,7 @@ def test_readme_marks_what_rests_on_disturbed_samples():
     line = show.readme_block([report([found])]).strip().splitlines()[-1]
     assert "≈ 5.0 (2.5)" in line
     assert line.count("≈") == 1
+    assert "≈ copy" in show.readme_block([report([found]) | {"limits": LIMITS | {"undisturbed": False}}])
 
 
 def test_readme_shows_absolute_times_of_a_gpu():
