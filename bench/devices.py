@@ -94,7 +94,7 @@ class Cuda:
             call.run(state)
             end.record()
         torch.cuda.synchronize()
-        return sum(start.elapsed_time(end) for start, end in events) / 1e3 / repeats
+        return float(sum(start.elapsed_time(end) for start, end in events)) / 1e3 / repeats
 
     def extra_bytes(self, call: Call) -> int:
         """Return how far the memory of PyTorch's, CuPy's and the driver's allocators rises above its start."""

@@ -74,7 +74,8 @@ def peers(problem: Problem) -> list[Contender]:
     ]
     if problem.device == "cpu":  # JAX runs on a stream of its own, which the events of the timing do not see
         found.append(Contender("jax.jit", _each(problem, family.JAX[operator], _jax)))
-    return found + family.yardsticks(problem)
+    found += family.yardsticks(problem)
+    return found
 
 
 def _each(problem: Problem, formulas: dict[str, Any], make: Callable[[Problem, Any], Call]) -> dict[str, Call]:
@@ -103,6 +104,7 @@ def _torch_eager(problem: Problem, formula: Callable[..., Any]) -> Call:
 def _jax(problem: Problem, formula: Callable[..., Any]) -> Call:
     import jax
 
+    wait: Any = jax.block_until_ready
     given = [i for i, a in enumerate(problem.arrays) if a is not None]
     values = [jax.numpy.asarray(problem.arrays[i]) for i in given]
 
@@ -114,7 +116,7 @@ def _jax(problem: Problem, formula: Callable[..., Any]) -> Call:
 
     if problem.direction == "forward":
         forward = jax.jit(of_given)
-        return Call(lambda _: (jax.block_until_ready(forward(*values)),))
+        return Call(lambda _: (wait(forward(*values)),))
     grad_out = jax.numpy.asarray(problem.grad_out)
     pull = jax.jit(lambda grad, *present: jax.vjp(of_given, *present)[1](grad))
-    return Call(lambda _: jax.block_until_ready(pull(grad_out, *values)))
+    return Call(lambda _: wait(pull(grad_out, *values)))

@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,36 +77,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _rows(device: Cpu | Cuda, rng: np.random.Generator, report: dict[str, Any], options: Any) -> Rows:
+def _rows(device: Cpu | Cuda, rng: np.random.Generator, report: dict[str, Any], options: argparse.Namespace) -> Rows:
     """Yield what each row is about and how to measure it."""
-    firsts: dict[str, registry.Case] = {}
+
+    def of_case(case: registry.Case, direction: str) -> dict[str, Any]:
+        return measure(
+            registry.Problem.draw(case, direction, rng, device.kind),
+            device,
+            rng,
+            report["limits"],
+            rounds=options.rounds,
+            budget=options.budget,
+            with_peers=not options.no_peers,
+        )
+
+    kernels: dict[str, registry.Case] = {}
     for case in registry.cases():
-        firsts.setdefault(case.op.launcher, case)
+        kernels.setdefault(case.op.launcher, case)
         for direction in registry.DIRECTIONS:
             description = f"{case.operator} {direction} {case.size} {case.dtype}: {case.label}"
-            yield (
-                description,
-                lambda case=case, direction=direction: measure(
-                    registry.Problem.draw(case, direction, rng, device.kind),
-                    device,
-                    rng,
-                    report["limits"],
-                    rounds=options.rounds,
-                    budget=options.budget,
-                    with_peers=not options.no_peers,
-                ),
-            )
+            yield description, partial(of_case, case, direction)
     for direction in registry.DIRECTIONS:
-        yield (
-            f"ddf {direction}: overhead of a call",
-            lambda direction=direction: special.overhead(device, direction, options.rounds),
-        )
-    for case in firsts.values():
+        yield f"ddf {direction}: overhead of a call", partial(special.overhead, device, direction, options.rounds)
+    for case in kernels.values():
         for direction in registry.DIRECTIONS:
-            yield (
-                f"{case.operator} {direction}: first call of a process",
-                lambda case=case, direction=direction: special.first_call(device, case, direction),
-            )
+            description = f"{case.operator} {direction}: first call of a process"
+            yield description, partial(special.first_call, device, case, direction)
 
 
 def measure(

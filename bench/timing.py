@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from bench.registry import Call
@@ -58,7 +59,7 @@ def interleave(
         for name in names:
             time.sleep(0.003)  # the threads of the contender before go to sleep
             start = time.perf_counter()
-            sample(samples[name], lambda name=name: clock(calls[name], repeats[name]))
+            sample(samples[name], partial(clock, calls[name], repeats[name]))
             spent[name] += time.perf_counter() - start
         names = [
             name for name in reversed(names) if _wanting(samples[name], rounds, spent[name] < budget_s / len(calls))
