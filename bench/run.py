@@ -148,8 +148,15 @@ def measure(
 
 
 def _screen(contender: registry.Contender, device: Cpu | Cuda) -> dict[str, float]:
-    """Return the milliseconds of each formulation, of a call after its first."""
-    return {name: 1e3 * device.clock(call, 1) for name, call in contender.formulations.items()}
+    """Return the milliseconds of each formulation, the fastest of up to three calls after its first."""
+    return {name: 1e3 * min(_few_times(call, device)) for name, call in contender.formulations.items()}
+
+
+def _few_times(call: registry.Call, device: Cpu | Cuda) -> list[float]:
+    times = [device.clock(call, 1)]
+    while len(times) < 3 and sum(times) < 0.5:
+        times.append(device.clock(call, 1))
+    return times
 
 
 def _report(device: Cpu | Cuda) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""`python -m dynk bench`: no time of a wrong result, honest samples, and tables that say what the results say."""
+"""`python -m dynk bench`: no time of a wrong result, and honest samples."""
 
 from __future__ import annotations
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -11,13 +10,12 @@ import torch
 from torch_cases import ignore_torch_jit, needs_compiler
 
 import dynk
-from bench import check, decoupled, limits, peers, registry, run, show, special, timing
+from bench import check, decoupled, limits, peers, registry, run, special, timing
 from bench.devices import Cpu, Cuda
 from bench.peers import contenders
 from bench.registry import Call, Case, Contender, Problem
+from bench.timing import Samples
 from dynk import testing
-from dynk.__main__ import main
-from dynk._operator import operators
 
 TINY = Case("ddf", "tiny", "1x4x8x8, k = 3", ((1, 4, 8, 8), (1, 1, 3, 3, 8, 8), (1, 4, 3, 3)))
 LARGER = [
@@ -25,40 +23,20 @@ LARGER = [
     Case("ddf", "even kernel", "", ((1, 8, 9, 7), (1, 1, 4, 2, 9, 7), (1, 8, 4, 2))),
     Case("ddf_upsample", "larger", "", ((2, 9, 7, 5), (2, 1, 2, 2, 3, 3, 7, 5), (2, 9, 2, 2, 3, 3)), {"scale": 2}),
 ]
+NAMES = {
+    "dynk, preallocated",
+    "dynk, allocating",
+    "PyTorch eager",
+    "torch.compile",
+    "jax.jit",
+    "PyTorch depth-wise, NCHW",
+    "PyTorch depth-wise, NHWC",
+}
 LIMITS = {"undisturbed": True, "copy_GBs": {"2": 4.0, "16": 2.0}, "matmul_GFLOPs": 1.0}
 
 
 def problem(case: Case = TINY, direction: str = "forward") -> Problem:
     return Problem.draw(case, direction, np.random.default_rng(0))
-
-
-def row(names: dict[str, float], **details: object) -> show.Row:
-    """Return a row as `measure` does, of made-up milliseconds."""
-    samples = {name: timing.Samples([ms / 1e3] * 3) for name, ms in names.items()}
-    found = special.row_of(TINY, "forward", samples, memory_limit_ms=1.0, arithmetic_limit_ms=0.5, **details)
-    for name, result in found["contenders"].items():
-        result["extra_MB"] = 3.0
-        result["yardstick"] = "depth-wise" in name
-    return found
-
-
-TIMES = {
-    "dynk, preallocated": 2.0,
-    "dynk, allocating": 4.0,
-    "PyTorch eager": 20.0,
-    "torch.compile": 12.0,
-    "jax.jit": 10.0,
-    "PyTorch depth-wise, NCHW": 16.0,
-    "PyTorch depth-wise, NHWC": 6.0,
-}
-
-
-def report(rows: list[show.Row]) -> dict[str, object]:
-    device = {"name": "cpu", "kind": "cpu", "model": "Model 1", "processor": "p", "SIMD": "512 bit", "threads": 2}
-    versions = {"dynk": "1", "torch": "2", "jax": "3"}
-    return {
-        "device": device, "versions": versions, "date": "2026-01-01", "limits": LIMITS, "complete": True, "rows": rows
-    }  # fmt: skip
 
 
 # ---- no time of a wrong result ---------------------------------------------------------------------------------------
@@ -70,7 +48,7 @@ def report(rows: list[show.Row]) -> dict[str, object]:
 def test_a_row_checks_and_times_every_contender(direction):
     rng = np.random.default_rng(0)
     found = run.measure(problem(TINY, direction), Cpu(), rng, LIMITS, rounds=2, budget=0.5, with_peers=True)
-    assert set(found["contenders"]) == set(TIMES)
+    assert set(found["contenders"]) == NAMES
     assert all(result["median_ms"] > 0 for result in found["contenders"].values())
     assert set(found["contenders"]["PyTorch eager"]["formulations_ms"]) == {"shifts", "unfold"}
     assert found["memory_limit_ms"] == pytest.approx(TINY.bytes_moved(direction) / 4e6)
@@ -273,6 +251,17 @@ def test_the_limit_is_a_copy_of_no_more_than_the_case_moves():
     assert limits.copy_bandwidth(LIMITS, 2**30) == (2.0, "16")
 
 
+def test_limits_are_those_of_the_best_sample_and_the_faster_way(monkeypatch):
+    times = {"PyTorch 2": [2e-3, 1e-3], "Numba 2": [3e-3] * 3, "PyTorch product": [1.0] * 3, "NumPy product": [2.0] * 3}
+    monkeypatch.setattr(limits, "_CPU_SIZES", (2,))
+    monkeypatch.setattr(limits, "interleave", lambda calls, clock: {name: Samples(times[name]) for name in calls})
+    assert limits.measure(Cpu()) == {
+        "undisturbed": False,
+        "copy_GBs": {"2": pytest.approx(2 * 2**20 / 1e6)},
+        "matmul_GFLOPs": pytest.approx(2 * 2048**3 / 1e9),
+    }
+
+
 @ignore_torch_jit
 @pytest.mark.parametrize("direction", registry.DIRECTIONS)
 def test_overhead_row_has_the_kernel_beside_the_public_call(direction):
@@ -287,130 +276,3 @@ def test_first_call_compiles_once(tmp_path):
 
 
 TINY_NORM = next(case for case in registry.cases() if case.operator == "filter_norm")
-
-
-# ---- tables ----------------------------------------------------------------------------------------------------------
-
-
-def printed(table) -> str:
-    console = show.console(stderr=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
-
-
-def test_table_shows_the_ratio_to_an_earlier_run():
-    now = row(TIMES)
-    before = {"rows": [row(TIMES | {"jax.jit": 5.0})]}
-    assert show.ratio(before, now, "jax.jit") == "2.00"
-    assert show.ratio(before, now | {"size": "another"}, "jax.jit") == "new"
-    text = printed(show.table(now, before))
-    assert "to earlier" in text
-    assert "2.00" in text
-    assert "to earlier" not in printed(show.table(now))
-
-
-def test_table_of_a_first_call_has_neither_limit_nor_ratio():
-    text = printed(show.table(special.row_of(TINY, "forward", {"empty cache": timing.Samples([4.5])})))
-    assert "4.5 s" in text
-    assert "of copying" not in text
-
-
-def test_readme_names_the_machine_and_shows_ratios():
-    block = show.readme_block([report([row(TIMES), special.row_of(TINY, "forward", {})])])
-    assert "Model 1" in block
-    cells = [cell.strip() for cell in block.strip().splitlines()[-1].split("|")[1:-1]]
-    assert cells == [
-        "`ddf` 1x4x8x8, k = 3", "10.0 (5.0)", "6.0 (3.0)", "5.0 (2.5)", "3.0 (1.5)", "50%", "3 / 3 MB"
-    ]  # fmt: skip
-
-
-def test_readme_marks_what_rests_on_disturbed_samples():
-    found = row(TIMES)
-    found["contenders"]["jax.jit"]["clean"] = 2
-    line = show.readme_block([report([found])]).strip().splitlines()[-1]
-    assert "≈ 5.0 (2.5)" in line
-    assert line.count("≈") == 1
-    assert "≈ copy" in show.readme_block([report([found]) | {"limits": LIMITS | {"undisturbed": False}}])
-
-
-def test_readme_shows_absolute_times_of_a_gpu():
-    gpu = report(
-        [
-            row(
-                {
-                    "dynk, preallocated": 0.1,
-                    "dynk, allocating": 0.2,
-                    "cuDNN depth-wise, NCHW": 0.4,
-                    "PyTorch depth-wise, NHWC": 0.3,
-                }
-            )
-        ]
-    )
-    gpu["device"] = {"name": "GPU 9", "kind": "cuda", "model": "GPU 9", "compute capability": "9.0"}
-    block = show.readme_block([gpu])
-    assert "GPU 9" in block
-    assert "| 100 |" in block
-    assert "3.0 (1.5)" in block
-
-
-def test_readme_says_what_the_results_say():
-    assert show.block_of(show.README.read_text()) == show.readme_block(show.load())
-
-
-def test_readme_is_written_from_the_complete_results(monkeypatch, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{show.BEGIN}old\n{show.END}after\n")
-    (tmp_path / "a.json").write_text(json.dumps(report([row(TIMES)])))
-    (tmp_path / "b.json").write_text(json.dumps(report([row(TIMES)]) | {"complete": False}))
-    (tmp_path / "soak-c.json").write_text(json.dumps({"cases": 1}))
-    monkeypatch.setattr(show, "README", readme)
-    monkeypatch.setattr(show, "RESULTS", tmp_path)
-    assert main(["bench", "--readme"]) == 0
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert text.count("Model 1") == 1
-    assert main(["bench", "--readme"]) == 0
-    assert readme.read_text() == text
-
-
-# ---- the command -----------------------------------------------------------------------------------------------------
-
-
-def test_bench_saves_after_every_row(monkeypatch, tmp_path, capsys):
-    path = tmp_path / "result.json"
-    before = []
-
-    def measured(problem, *arguments, **keywords):
-        before.append(len(json.loads(path.read_text())["rows"]) if path.exists() else 0)
-        return row(TIMES)
-
-    monkeypatch.setattr(run, "measure", measured)
-    monkeypatch.setattr(limits, "measure", lambda device: LIMITS)
-    arguments = ["bench", "--device", "cpu", "--only", "spatial filters", "--output", str(path), "--json"]
-    assert main(arguments) == 0
-    assert before == [0, 1]
-    saved = json.loads(path.read_text())
-    assert saved == json.loads(capsys.readouterr().out)
-    assert not saved["complete"]  # not all rows
-    assert saved["device"]["kind"] == "cpu"
-
-
-def test_bench_compares_with_an_earlier_result(monkeypatch, tmp_path, capsys):
-    path = tmp_path / "earlier.json"
-    path.write_text(json.dumps(report([row(TIMES | {"jax.jit": 2.5})])))
-    monkeypatch.setattr(run, "measure", lambda *arguments, **keywords: row(TIMES))
-    monkeypatch.setattr(limits, "measure", lambda device: LIMITS)
-    assert main(["bench", "--device", "cpu", "--only", "spatial filters", "--compare", str(path)]) == 0
-    printed = capsys.readouterr().out
-    assert "to earlier" in printed
-    assert next(line for line in printed.splitlines() if "jax.jit" in line).rstrip(" │").endswith("4.00")
-
-
-def test_bench_lists_its_rows(capsys):
-    assert main(["bench", "--list", "--device", "cpu"]) == 0
-    rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == len(set(rows))
-    assert {row.split()[0] for row in rows} == set(operators())
