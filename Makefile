@@ -24,7 +24,7 @@ check: $(VENV)/.test $(VENV)/.check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Ten minutes on a quiet machine; writes bench/results/<device>.json. make bench BENCH="--only filter_norm" runs a part,
+# Some ten minutes on a quiet machine; writes bench/results/<device>.json. make bench BENCH="--only filter_norm" runs a part,
 # BENCH=--readme puts the results there are into the README.
 bench: $(VENV)/.bench
 	$(BIN)/python -m dynk bench $(BENCH)
