@@ -24,8 +24,10 @@ check: $(VENV)/.test $(VENV)/.check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Some ten minutes on a quiet machine; writes bench/results/<device>.json. make bench BENCH="--only filter_norm" runs a part,
+# BENCH=--readme puts the results there are into the README.
 bench: $(VENV)/.bench
-	$(BIN)/python -m dynk bench
+	$(BIN)/python -m dynk bench $(BENCH)
 
 # The same test bodies on a real device, then the memory checker over the smallest of them.
 gpu-test: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.test)

@@ -1,11 +1,19 @@
-"""What the machine can do, measured in the same run: copy bandwidth and matrix-product speed."""
+"""What the device can do, measured in the same run: copy bandwidth and matrix-product speed."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
 
-from bench.timing import interleave
+from bench.devices import Cpu, Cuda
+from bench.registry import Call
+from bench.timing import LEAST, interleave
+
+# MiB read plus written: within the first caches of a core, the last one, beyond it.
+_CPU_SIZES = (2, 16, 64, 512)
+_CUDA_SIZES = (4096,)  # the clock empties the cache
 
 
 @njit(parallel=True)
@@ -17,25 +25,46 @@ def _copy(source, target):  # type: ignore[no-untyped-def]
             target[i] = source[i]
 
 
-def measure() -> dict[str, float]:
-    """Return copy bandwidth in GB/s (read plus write), beyond and within the last cache, and sgemm GFLOP/s."""
-    large = np.ones(64 * 2**20, np.float32), np.zeros(64 * 2**20, np.float32)
-    small = np.ones(2**20, np.float32), np.zeros(2**20, np.float32)
-    size = 2048
-    a = np.ones((size, size), np.float32)
-    product = np.empty_like(a)
-    samples = interleave(
-        {
-            "large": lambda: _copy(*large),
-            "small": lambda: _copy(*small),
-            "matmul": lambda: np.matmul(a, a, out=product),
-        },
-        rounds=7,
-        budget_s=20,
-    )
+def measure(device: Cpu | Cuda) -> dict[str, Any]:
+    """Return copy bandwidth in GB/s (read plus write) for each size, of the faster way to copy, and float32 GFLOP/s."""
+    import torch
+
+    calls = {}
+    sizes = _CPU_SIZES if device.kind == "cpu" else _CUDA_SIZES
+    for size in sizes:
+        source = torch.ones(size * 2**17, dtype=torch.float32, device=device.kind)
+        target = torch.zeros_like(source)
+        calls[f"PyTorch {size}"] = _call(target.copy_, source)
+        if device.kind == "cpu":
+            calls[f"Numba {size}"] = _call(_copy, source.numpy(), target.numpy())
+    extent = 2048 if device.kind == "cpu" else 8192
+    a = torch.ones((extent, extent), dtype=torch.float32, device=device.kind)
+    product = torch.empty_like(a)
+    calls["PyTorch product"] = Call(lambda _: (torch.mm(a, a, out=product),))
+    if device.kind == "cpu":
+        calls["NumPy product"] = Call(lambda _: (np.matmul(a.numpy(), a.numpy(), out=product.numpy()),))
+    for call in calls.values():
+        call()  # compiles, and touches every page
+    samples = interleave(calls, clock=device.clock)
+    # The best sample, unlike the medians of the rows: a limit measured too low would flatter them.
     best = {name: min(sample.used) for name, sample in samples.items()}
     return {
-        "copy_memory_GBs": 2 * large[0].nbytes / best["large"] / 1e9,
-        "copy_cache_GBs": 2 * small[0].nbytes / best["small"] / 1e9,
-        "matmul_GFLOPs": 2 * size**3 / best["matmul"] / 1e9,
+        "undisturbed": all(len(sample.clean) >= LEAST for sample in samples.values()),
+        "copy_GBs": {str(size): size * 2**20 / _least(best, f" {size}") / 1e9 for size in sizes},
+        "matmul_GFLOPs": 2 * extent**3 / _least(best, " product") / 1e9,
     }
+
+
+def _call(copy: Any, *arrays: Any) -> Call:
+    return Call(lambda _: (copy(*arrays),))
+
+
+def _least(times: dict[str, float], ending: str) -> float:
+    return min(time for name, time in times.items() if name.endswith(ending))
+
+
+def copy_bandwidth(limits: dict[str, Any], moved: int) -> tuple[float, str]:
+    """Return the GB/s at which so many bytes can be copied, of the next smaller size that was measured, and its MiB."""
+    sizes = sorted(map(int, limits["copy_GBs"]))
+    size = max((size for size in sizes if size * 2**20 <= moved), default=sizes[0])
+    return limits["copy_GBs"][str(size)], str(size)

@@ -1,6 +1,8 @@
-"""What is measured: cases of every operator family, and the peers a user would write today.
+"""What is measured: cases of every operator family, and what one row of the result is about.
 
-A family adds a module of its name here, with CASES and PEERS.
+A family is a module of its name here. It declares CASES; its formulas TORCH and JAX by operator and formulation, as a
+user would write them today; YARDSTICKS; `operations(case, direction)`, the floating-point operations of a case; and
+`windows(problem, rng)`, parts of a large case by which its results can be checked.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,7 @@ from dynk import testing
 from dynk._operator import FAMILIES, Operator, Plan, operators
 
 Arrays = tuple[Any, ...]
-# (arrays, grad_out, options, direction) -> a call that returns a tuple of NumPy arrays
-Peer = Callable[[Arrays, Any, dict[str, Any], str], Callable[[], tuple[Any, ...]]]
+DIRECTIONS = ("forward", "backward")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Case:
 
     operator: str
     label: str
+    size: str
     shapes: tuple[tuple[int, ...] | None, ...]
     options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
@@ -35,15 +38,16 @@ class Case:
         """Return the operator's declaration."""
         return operators()[self.operator]
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         """Return the plan of the call."""
         dtypes = tuple(None if s is None else self.dtype for s in self.shapes)
         return self.op.plan(self.operator, self.shapes, dtypes, self.op.canonical(**self.options))
 
-    def arrays(self, rng: np.random.Generator) -> Arrays:
-        """Return fresh random arguments."""
-        return tuple(None if s is None else testing.rounded(rng.standard_normal(s), self.dtype) for s in self.shapes)
+    @property
+    def family(self) -> Any:
+        """Return the module that declares the case."""
+        return importlib.import_module(f"bench.{self.op.family}")
 
     def bytes_moved(self, direction: str) -> int:
         """Return the bytes that must cross memory once: every argument read, every result written."""
@@ -54,33 +58,74 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """A case in one direction, with its data, on the device that is measured."""
+
+    case: Case
+    direction: str
+    arrays: Arrays
+    grad_out: Any
+    device: str = "cpu"
+
+    @staticmethod
+    def draw(case: Case, direction: str, rng: np.random.Generator, device: str = "cpu") -> Problem:
+        """Return a problem of random arguments."""
+
+        def normal(shape: tuple[int, ...]) -> Any:
+            return testing.rounded(rng.standard_normal(shape, np.float32), case.dtype)
+
+        arrays = tuple(None if shape is None else normal(shape) for shape in case.shapes)
+        return Problem(case, direction, arrays, normal(case.plan.out_shape), device)
+
+    @property
+    def results(self) -> dict[str, tuple[int, ...]]:
+        """Return name and shape of each result that a contender computes, in order."""
+        if self.direction == "forward":
+            return {"out": self.case.plan.out_shape}
+        return {name: a.shape for name, a in zip(self.case.op.arrays, self.arrays, strict=True) if a is not None}
+
+
+@dataclass(frozen=True)
+class Window:
+    """A smaller problem, some of whose results are those of the whole.
+
+    `results` maps a result's name to where it stands in the whole and in the window.
+    """
+
+    arrays: Arrays
+    grad_out: Any
+    results: dict[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is timed: `run(prepare())`, of which only `run` is on the clock. It returns the results as a tuple."""
+
+    run: Callable[[Any], tuple[Any, ...]]
+    prepare: Callable[[], Any] = lambda: None
+
+    def __call__(self) -> tuple[Any, ...]:
+        return self.run(self.prepare())
+
+
+@dataclass(frozen=True)
 class Contender:
-    """Something that computes a case; a yardstick computes something else and is not checked."""
+    """Something to compare with. Of several formulations the fastest is shown; all are checked.
+
+    A yardstick computes something else and so cannot be checked against the case.
+    """
 
     name: str
-    make: Peer
+    formulations: dict[str, Call]
     yardstick: bool = False
-    operators: tuple[str, ...] = ()
-    directions: tuple[str, ...] = ("forward", "backward")
-    most_bytes: int = 2**40  # skip larger cases
 
 
 def cases() -> list[Case]:
     """Return the cases of all families."""
-    return [case for family in FAMILIES for case in _module(family).CASES]
+    return [case for family in FAMILIES for case in importlib.import_module(f"bench.{family}").CASES]
 
 
-def peers(case: Case, direction: str) -> list[Contender]:
-    """Return the peers that can compute a case."""
-    return [
-        peer
-        for family in FAMILIES
-        for peer in _module(family).PEERS
-        if case.operator in peer.operators
-        and direction in peer.directions
-        and case.bytes_moved(direction) <= peer.most_bytes
-    ]
-
-
-def _module(family: str) -> Any:
-    return importlib.import_module(f"bench.{family}")
+def operations(case: Case, direction: str) -> int:
+    """Return the floating-point operations of a case, an addition or a multiplication each."""
+    count: int = case.family.operations(case, direction)
+    return count

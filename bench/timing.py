@@ -6,11 +6,18 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+from bench.registry import Call
 
 _PRESSURE = Path("/proc/pressure/cpu")
 _BUSY_SHARE = 0.03  # of a sample's time that some process may have waited for a core
+LEAST = 3  # samples that every contender gets
+_MOST_TRIES = 3  # samples that may be taken for each clean one that is wanted
+
+# (call, repeats) -> seconds of one call
+Clock = Callable[[Call, int], float]
 
 
 @dataclass
@@ -22,8 +29,8 @@ class Samples:
 
     @property
     def used(self) -> list[float]:
-        """Return the clean samples, or all where fewer than three are clean."""
-        return self.clean if len(self.clean) >= 3 else sorted(self.clean + self.rejected)
+        """Return the clean samples, or all where too few are clean."""
+        return self.clean if len(self.clean) >= LEAST else self.clean + self.rejected
 
     def summary(self) -> dict[str, float | int]:
         """Return median, quartile spread and counts."""
@@ -38,67 +45,60 @@ class Samples:
 
 
 def interleave(
-    calls: dict[str, Callable[[], Any]], *, rounds: int = 9, sample_ms: float = 4.0, budget_s: float = 60.0
+    calls: dict[str, Call], *, clock: Clock, rounds: int = 9, sample_ms: float = 4.0, budget_s: float = 12.0
 ) -> dict[str, Samples]:
-    """Time every call in turn, `rounds` clean samples each or until the budget is spent.
+    """Time calls that have been warmed up in turn, `rounds` clean samples each.
 
-    A call ends when its result is complete: device contenders synchronise inside.
+    Each has the same share of the budget; a call too slow for its share is sampled three times.
     """
-    repeats = {}
-    for name, call in calls.items():
-        call()  # warm up: compilation, caches, page faults of preallocated outputs
-        repeats[name] = max(1, int(sample_ms / 1e3 / max(_timed(call, 1), 1e-7)))
+    repeats = {name: max(1, int(sample_ms / 1e3 / max(clock(call, 1), 1e-7))) for name, call in calls.items()}
     samples = {name: Samples() for name in calls}
-    start = time.perf_counter()
-    backwards = False
-    while time.perf_counter() - start < budget_s:
-        open_names = [name for name in calls if len(samples[name].clean) < rounds]
-        if not open_names:
-            break
-        for name in reversed(open_names) if backwards else open_names:
-            before = _pressure()
-            seconds = _timed(calls[name], repeats[name])
-            waited = _pressure() - before
-            quiet = waited <= _BUSY_SHARE * seconds * 1e6
-            (samples[name].clean if quiet else samples[name].rejected).append(seconds / repeats[name])
-            if not quiet:
-                time.sleep(0.1)
-        backwards = not backwards
+    spent = dict.fromkeys(calls, 0.0)
+    names = list(calls)
+    while names:
+        for name in names:
+            time.sleep(0.003)  # the threads of the contender before go to sleep
+            start = time.perf_counter()
+            sample(samples[name], partial(clock, calls[name], repeats[name]))
+            spent[name] += time.perf_counter() - start
+        names = [
+            name for name in reversed(names) if _wanting(samples[name], rounds, spent[name] < budget_s / len(calls))
+        ]
     return samples
 
 
-def _timed(call: Callable[[], Any], repeats: int) -> float:
+def _wanting(samples: Samples, rounds: int, affordable: bool) -> bool:
+    taken = len(samples.clean) + len(samples.rejected)
+    most = _MOST_TRIES * rounds if affordable else LEAST
+    return len(samples.clean) < rounds and taken < most
+
+
+def sample(samples: Samples, measure: Callable[[], float]) -> None:
+    """Take one sample, and wait a moment for a quiet machine after one that was disturbed."""
     start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return time.perf_counter() - start
+    before = pressure()
+    seconds = measure()
+    waited = pressure() - before
+    if waited <= _BUSY_SHARE * (time.perf_counter() - start) * 1e6:
+        samples.clean.append(seconds)
+        return
+    samples.rejected.append(seconds)
+    for _ in range(10):
+        before = pressure()
+        time.sleep(0.1)
+        if pressure() - before <= _BUSY_SHARE * 1e5:
+            break
 
 
-def _pressure() -> int:
+def pressure_is_known() -> bool:
+    """Return whether the system tells when it is busy; where it does not, no sample is rejected."""
+    return _PRESSURE.exists()
+
+
+def pressure() -> int:
     """Return the microseconds that runnable processes have waited for a core; 0 where the system does not tell."""
     try:
         text = _PRESSURE.read_text()
     except OSError:
         return 0
     return int(text.split("total=", 1)[1].split("\n", 1)[0])
-
-
-def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
-    """Return how far the resident memory rises above its start during a call; None where the system does not tell."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        result = call()
-        peak = _status("VmHWM")
-    except OSError:
-        return None
-    del result
-    return max(0, peak - before)
-
-
-def _status(field_name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field_name):
-            return int(line.split()[1]) * 1024
-    msg = f"no {field_name} in /proc/self/status"
-    raise OSError(msg)
