@@ -106,7 +106,7 @@ def nvrtc_version() -> str:
 def compile_kernels(row: Row, expressions: tuple[str, ...], architecture: str) -> dict[str, Usage]:
     """Return what each instantiation takes, as the assembler reports it."""
     core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
-    include = [str(folder) for folder in (Path(common.__file__).parent, *cuda_include_folders())]
+    include = [str(folder) for folder in (Path(common.__file__).parent, row.folder, *cuda_include_folders())]
     options = core.ProgramOptions(arch=architecture, std="c++17", include_path=include, ptxas_options=["-v"])
     log = io.StringIO()
     program = core.Program((row.folder / row.source).read_text(), "c++", options)
