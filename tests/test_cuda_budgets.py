@@ -271,11 +271,18 @@ def _measure(case: tuple[Row, str]) -> tuple[str, str, Usage]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Compiles every kernel for every architecture; half an hour of CPU.")
+    parser = argparse.ArgumentParser(description="Compiles every kernel for every architecture; minutes of CPU.")
     parser.add_argument("--write", action="store_true", required=True, help="renew budgets.json")
-    parser.parse_args()
+    parser.add_argument("--workers", type=int, help="processes that compile (default: one for each processor)")
+    parser.add_argument("--only", metavar="TEXT", help="renew the lines that contain this and keep the others")
+    options = parser.parse_args()
+    only, declared = options.only, rows()
     renewed: dict[str, dict[str, Usage]] = {}
-    with ProcessPoolExecutor() as workers:
-        for key, architecture, most in workers.map(_measure, [(r, a) for r in rows() for a in ARCHITECTURES]):
+    if only is not None:
+        kept = {row.key for row in declared if only not in row.key} & budgets()["budgets"].keys()
+        renewed |= {key: budgets()["budgets"][key] for key in kept}
+        declared = tuple(row for row in declared if only in row.key)
+    with ProcessPoolExecutor(options.workers) as workers:
+        for key, architecture, most in workers.map(_measure, [(r, a) for r in declared for a in ARCHITECTURES]):
             renewed.setdefault(key, {})[architecture] = most
     write(renewed)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_emulator import ORDERS, emulated, emulator_unavailable, fake_cupy
+from cuda_emulator import ORDERS, emulated, emulator_unavailable
 from cuda_emulator.toolchain import cuda_include_folders
 from emulated import EmulatedCupy
 from hypothesis import given
@@ -24,14 +24,7 @@ from dynk.testing import Call, assert_close, rounded, strategies
 emulation = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulator_unavailable()))
 
 # dtype, kernel size, pixels of a thread
-KINDS = [
-    ("float32", 3, 4),
-    ("float16", 3, 8),
-    ("float16", 3, 4),
-    ("bfloat16", 5, 4),
-    ("float64", 3, 2),
-    ("float32", 5, 4),
-]
+KINDS = [("float32", 3, 4), ("float16", 3, 8), ("float16", 3, 4), ("bfloat16", 5, 4), ("float64", 3, 2)]
 each_kind = pytest.mark.parametrize(("dtype", "k", "pixels"), KINDS)
 
 
@@ -84,10 +77,9 @@ def tiled_calls(draw: st.DrawFn, op: Any, dtype: str, k: int, pixels: int) -> Ca
 
 @emulation
 @each_kind
-@pytest.mark.parametrize("op", [DDF, DDF_UPSAMPLE], ids=lambda op: op.name)
 @given(data=st.data())
-def test_tiles_equal_reference(op: Any, dtype: str, k: int, pixels: int, data: st.DataObject) -> None:
-    call = data.draw(tiled_calls(op, dtype, k, pixels))
+def test_tiles_equal_reference(dtype: str, k: int, pixels: int, data: st.DataObject) -> None:
+    call = data.draw(tiled_calls(data.draw(st.sampled_from([DDF, DDF_UPSAMPLE])), dtype, k, pixels))
     with emulated(order=data.draw(st.sampled_from(ORDERS)), seed=data.draw(st.integers(0, 99))):
         launched = check(call, data.draw(strategies.grad_outs(call)))
     assert all(name.startswith(("ddf_stencil", "ddf_backward_filters")) for name in launched)
@@ -103,7 +95,7 @@ def test_normal_numbers_in_many_tiles_and_blocks_of_channels(dtype: str, k: int,
 
 
 @emulation
-@pytest.mark.parametrize("channels", [1, 16, 17, 65])
+@pytest.mark.parametrize("channels", [1, 16, 33])
 def test_normal_numbers_in_blocks_of_channels_that_are_full_or_not(channels: int) -> None:
     call = filters_call(DDF, "float32", 1, channels, 1, 16, 16, 3)
     launched = check(call, normal("float32", 1, *call.plan.out_shape)[0])
@@ -116,7 +108,7 @@ def test_normal_numbers_in_blocks_of_channels_that_are_full_or_not(channels: int
 
 @emulation
 @pytest.mark.parametrize("k", [3, 5])
-@pytest.mark.parametrize("needs", [(), ("x",), ("spatial",), ("channel",), ("x", "channel")])
+@pytest.mark.parametrize("needs", [("spatial",), ("channel",), ("x", "channel")])
 def test_normal_numbers_of_the_needed_gradients_alone(k: int, needs: tuple[str, ...]) -> None:
     call = filters_call(DDF, "float32", 1, 5, 1, 16, 16, k)
     grad_out = normal("float32", 1, *call.plan.out_shape)[0]
@@ -151,8 +143,7 @@ def test_taps_outside_the_image_are_skipped(k: int, bad: float) -> None:
 
 def misaligned(array: Any) -> Any:
     """Return a copy one element behind what a vector may be loaded from."""
-    memory = fake_cupy.empty(array.size + 1, array.dtype)
-    copy = memory[1:].reshape(array.shape)
+    copy = np.empty(array.size + 1, array.dtype)[1:].reshape(array.shape)
     copy[...] = array
     return copy
 
@@ -160,7 +151,7 @@ def misaligned(array: Any) -> Any:
 @emulation
 @each_kind
 def test_alignment_changes_no_bit(dtype: str, k: int, pixels: int) -> None:
-    call = filters_call(DDF, dtype, 1, 20, 1, 19, 37 * pixels, k)
+    call = filters_call(DDF, dtype, 1, 17, 1, 9, 34 * pixels, k)
     arrays = [numpy_view(array, dtype) for array in call.arrays]
     grad_out = numpy_view(normal(dtype, 1, *call.plan.out_shape)[0], dtype)
 
@@ -174,10 +165,9 @@ def test_alignment_changes_no_bit(dtype: str, k: int, pixels: int) -> None:
         assert not any("ddf_forward" in name for name in cuda.launched)
         return [np.asarray(result).tobytes() for result in (out, *gradients)]
 
-    with emulated(mode="fast"):
-        expected = results(fake_cupy.asarray, fake_cupy.asarray)
-    assert results(misaligned, fake_cupy.asarray) == expected
-    assert results(fake_cupy.asarray, misaligned) == expected
+    expected = results(np.array, np.array)
+    assert results(misaligned, np.array) == expected
+    assert results(np.array, misaligned) == expected
 
 
 @emulation
@@ -193,11 +183,11 @@ def test_tiles_add_in_the_order_of_the_kernels_for_any_width(monkeypatch: pytest
 
 
 @emulation
-@pytest.mark.parametrize("order", ["sequential", "reverse", "random"])
+@pytest.mark.parametrize("order", ["reverse", "random"])
 def test_order_of_threads_changes_no_bit(order: Any) -> None:
     call = filters_call(DDF, "float32", 1, 37, 1, 19, 36, 3)
     grad_out = normal("float32", 1, *call.plan.out_shape)[0]
-    with emulated(mode="fast", order="sequential"):
+    with emulated(order="sequential"):
         expected = EmulatedCupy(DDF).backward(call, grad_out)
     with emulated(order=order, seed=5):
         gradients = EmulatedCupy(DDF).backward(call, grad_out)

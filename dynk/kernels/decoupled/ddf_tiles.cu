@@ -279,7 +279,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<accumulator<T>, 2 * KH * KW * 
         Acc over_pixels[TAPS] = {};
         if (at.exists) {
             const T* tile = tiles + u % STAGES * stage;
-            const Acc* c = filters + u * PADDED<Acc, TAPS>;  // read tap by tap: registers are scarce
+            Acc c[TAPS] = {};
+            if constexpr (WITH_CHANNEL) read_filter<TAPS>(filters + u * PADDED<Acc, TAPS>, c);
             const auto grads_of = load_vector<PIXELS>(tile + (at.vectors + threadIdx.x) * PIXELS, true);
             Acc grad[PIXELS];
 #pragma unroll
@@ -294,10 +295,16 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<accumulator<T>, 2 * KH * KW * 
                     const int t = i * KW + j;
 #pragma unroll
                     for (int v = 0; v < PIXELS; ++v) {
-                        if (!at.has_column(v + j)) continue;
+                        const bool counts = at.has_column(v + j);  // chosen afterwards: a branch would cost more
                         const Acc product = grad[v] * window[v + j];
-                        if constexpr (OF_SPATIAL) sums[t][v] += WITH_CHANNEL ? product * c[t] : product;
-                        if constexpr (OF_CHANNEL) over_pixels[t] += WITH_SPATIAL ? product * s[t][v] : product;
+                        if constexpr (OF_SPATIAL) {
+                            const Acc sum = sums[t][v] + (WITH_CHANNEL ? product * c[t] : product);
+                            sums[t][v] = counts ? sum : sums[t][v];
+                        }
+                        if constexpr (OF_CHANNEL) {
+                            const Acc sum = over_pixels[t] + (WITH_SPATIAL ? product * s[t][v] : product);
+                            over_pixels[t] = counts ? sum : over_pixels[t];
+                        }
                     }
                 }
             }
