@@ -187,9 +187,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<accumulator<T>, KH * KW * PIXE
 #pragma unroll
         for (int i = 0; i < KH; ++i) {
             const int row = MIRRORED ? KH - 1 - i : i;
+            if (!at.has_row(row)) continue;
             Acc window[Tile<KH, KW, PIXELS>::WINDOW];
             at.read(tile, row, window);
-            if (!at.has_row(row)) continue;
 #pragma unroll
             for (int j = 0; j < KW; ++j) {
                 const int t = i * KW + j, column = MIRRORED ? KW - 1 - j : j;
