@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from dynk._arrays import numpy_view
 from dynk.decoupled import DDF, DDF_UPSAMPLE
 from dynk.kernels import common
+from dynk.kernels.common.cuda_bytes import kernel_bytes
 from dynk.kernels.decoupled import cupy_raw, cupy_raw_tiles
 from dynk.kernels.decoupled.cupy_raw_tiles import FilterGeometry
 from dynk.testing import Call, assert_close, rounded, strategies
@@ -232,17 +233,15 @@ def test_shapes_choose_the_kernel(
 
 
 class Recorder:
-    """The runtime object of launch functions; notes grids, shared memory and workspaces."""
+    """The runtime object of launch functions; notes shared memory."""
 
     def __init__(self) -> None:
-        self.launched: list[tuple[str, int, int]] = []
-        self.workspaces: list[int] = []
+        self.shared: list[int] = []
 
     def launch(self, source: str, expression: str, grid: Any, block: Any, args: Any, shared: int = 0) -> None:
-        self.launched.append((expression, grid[0], shared))
+        self.shared.append(shared)
 
     def workspace(self, count: int, dtype: str) -> Any:
-        self.workspaces.append(count * (8 if dtype == "float64" else 4))
         return object()
 
 
@@ -253,15 +252,13 @@ class Recorder:
     st.integers(1, 400),
     st.integers(1, 50),
 )
-def test_a_block_takes_no_more_shared_memory_than_any_gpu_gives(
-    dtype: str, k: int, C: int, H: int, columns: int
-) -> None:
+def test_a_block_takes_what_shared_memory_every_gpu_has(dtype: str, k: int, C: int, H: int, columns: int) -> None:
     cuda, arrays = Recorder(), [object()] * 3
     call = plan((1, C, H, 8 * columns), k, dtype)
     cupy_raw.ddf_forward(cuda, call, *arrays, object())
     cupy_raw.ddf_backward(cuda, call, object(), *arrays, *arrays)
     static = 2 * 8 * 25 * 8
-    assert all(shared + static <= 48 << 10 for _, _, shared in cuda.launched)
+    assert all(shared + static <= 48 << 10 for shared in cuda.shared)
     g = FilterGeometry(*call.geometry)
     for pixels in cupy_raw_tiles.PIXELS[dtype]:
         columns, rows = cupy_raw_tiles._tile(g, pixels) if g.W % pixels == 0 else (1, 1)
@@ -269,10 +266,25 @@ def test_a_block_takes_no_more_shared_memory_than_any_gpu_gives(
         assert (columns + 2) * (rows + k - 1) <= 2 * 256  # COPIES
 
 
-def test_second_stage_of_the_size_of_table_2_is_small() -> None:
-    cuda, arrays, call = Recorder(), [object()] * 3, plan((2, 256, 200, 300), 3, "float32")
-    cupy_raw.ddf_backward(cuda, call, object(), *arrays, *arrays)
-    assert sum(cuda.workspaces) <= 0.15 * 4 * 2 * 256 * 200 * 300
+@pytest.mark.parametrize(("combine", "factors"), [("mul", 1), ("add", 0)])
+def test_model_of_bytes_counts_each_operand_of_a_kernel_once(combine: str, factors: int) -> None:
+    N, C, H, W = shape = (2, 256, 200, 300)
+    call = plan(shape, 3, "float32", combine=combine)
+    images, spatial, channel = 4 * N * C * H * W, 4 * N * 9 * H * W, 4 * N * C * 9
+    shapes = shape, (N, 1, 3, 3, H, W), (N, C, 3, 3)
+    forward = kernel_bytes(DDF, "forward", call, shapes)
+    assert [moved for _, moved in forward] == [2 * images + spatial + channel]
+    names, moved = zip(*kernel_bytes(DDF, "backward", call, shapes), strict=True)
+    assert [name.partition("<")[0] for name in names] == [
+        *("ddf_stencil", "ddf_backward_filters", "sum_partials", "sum_partials"),
+    ]
+    parts, tiles = 4, 60
+    assert moved == (
+        2 * images + spatial + channel,
+        2 * images + (1 + factors + parts) * spatial + (1 + factors + tiles) * channel,
+        (parts + 1) * spatial,
+        (tiles + 1) * channel,
+    )
 
 
 # ---- machine code ----------------------------------------------------------------------------------------------------

@@ -88,7 +88,8 @@ def ddf_backward(
     if grad_spatial is None and grad_channel is None:
         return
     if pixels := cupy_raw_tiles.filters_pixels(g, plan.dtype, _filter_index(g)):
-        inputs = grad_out, x, spatial, channel
+        factors = (spatial, channel) if _factor(g) == "MUL" else (None, None)
+        inputs = grad_out, x, *factors
         cupy_raw_tiles.backward_filters(cuda, plan, _factor(g), pixels, inputs, grad_spatial, grad_channel)
         return
     if grad_spatial is not None:

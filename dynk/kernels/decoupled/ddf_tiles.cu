@@ -4,10 +4,11 @@
 // A thread owns a vector of PIXELS neighbouring pixels, keeps their spatial filters in registers and goes through a block
 // of channels. What a block's threads read of a channel is a tile with a halo, copied to shared memory STAGES - 1 channels
 // ahead of its use. So bytes are in flight that no register waits for: an H100 needs 3.35 TB/s * 0.7 us = 2.3 MB of them,
-// 18 KB on each multiprocessor, and a block of 3 x 3 alone has 15 KB. The registers are those of the filters and a row:
-// 64 for two to four blocks on a multiprocessor, and at most 128, for two, with a second sum for each tap and pixel.
+// 18 KB on each multiprocessor, and a block of 3 x 3 in float32 alone has 15 KB. Registers are those of the filters and a
+// row, 80 at 3 x 3 for three blocks on a multiprocessor; with a sum beside each filter at most 128, for two.
 //
-// Taps are summed in the order of `kernels.cu`, and misaligned data by the same steps: the bits are the same.
+// The taps of `out` and `grad_x` are summed in the order of `kernels.cu`, and misaligned data by the same steps as aligned:
+// the bits are the same.
 #include "cuda_tiles.cuh"
 #include "ddf.cuh"
 

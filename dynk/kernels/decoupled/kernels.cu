@@ -1,4 +1,4 @@
-// ddf and ddf_upsample (DDF Eq. 2), forward and backward.
+// ddf and ddf_upsample (DDF Eq. 2), forward and backward, for any call. The plainest calls have `ddf_tiles.cu`.
 //
 //   out[n, c, y*s + p, x*s + q] = sum_ij f(spatial[n, g, p, q, i, j, y, x], channel[n, c, p, q, i, j]) * x[n, c, row, column]
 //
