@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<accumulator<T>, KH * KW * PIXE
     constexpr int TAPS = KH * KW, STAGES = 4;
     extern __shared__ __align__(16) unsigned char memory[];
     const Tile<KH, KW, PIXELS> at(g, tiling);
-    T* const tiles = reinterpret_cast<T*>(memory);
-    Acc* const filters = reinterpret_cast<Acc*>(tiles + STAGES * at.vectors * PIXELS);
+    Acc* const filters = reinterpret_cast<Acc*>(memory);
+    T* const tiles = reinterpret_cast<T*>(filters + tiling.channels * PADDED<Acc, TAPS>);
     const bool aligned = is_aligned<PIXELS>(image) && is_aligned<PIXELS>(spatial) && is_aligned<PIXELS>(out);
     const int plane = g.H * g.W;
     image += at.channel * plane;
@@ -223,8 +223,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<accumulator<T>, 2 * KH * KW * 
     __shared__ Acc of_warps[OF_CHANNEL ? 2 : 1][OF_CHANNEL ? WARPS : 1][OF_CHANNEL ? TAPS : 1];
     const Tile<KH, KW, PIXELS> at(g, tiling);
     const int stage = (at.vectors + THREADS) * PIXELS;  // a tile of x and the vectors of grad_out
-    T* const tiles = reinterpret_cast<T*>(memory);
-    Acc* const filters = reinterpret_cast<Acc*>(tiles + STAGES * stage);
+    Acc* const filters = reinterpret_cast<Acc*>(memory);
+    T* const tiles = reinterpret_cast<T*>(filters + tiling.channels * PADDED<Acc, TAPS>);
     const bool aligned = is_aligned<PIXELS>(x) && is_aligned<PIXELS>(grad_out) && is_aligned<PIXELS>(spatial) &&
                          is_aligned<PIXELS>(grad_spatial);
     const int plane = g.H * g.W, pixel = at.y * g.W + at.x;
@@ -280,8 +280,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<accumulator<T>, 2 * KH * KW * 
         Acc over_pixels[TAPS] = {};
         if (at.exists) {
             const T* tile = tiles + u % STAGES * stage;
-            Acc c[TAPS] = {};
-            if constexpr (WITH_CHANNEL) read_filter<TAPS>(filters + u * PADDED<Acc, TAPS>, c);
+            const Acc* c = filters + u * PADDED<Acc, TAPS>;  // read tap by tap: registers are scarce
             const auto grads_of = load_vector<PIXELS>(tile + (at.vectors + threadIdx.x) * PIXELS, true);
             Acc grad[PIXELS];
 #pragma unroll
