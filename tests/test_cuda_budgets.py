@@ -4,8 +4,8 @@
 architecture. Taking more fails, taking less does not; `make budgets` renews the file. Another version of the compiler
 than the file's may take a tenth and 8 more of each.
 
-Every instantiation is compiled for sm_75 or sm_90, by turns. Of each kernel and size the largest one is compiled for one
-of the other architectures, in turn too; all are for all of them with HYPOTHESIS_PROFILE=thorough.
+Every instantiation is compiled for sm_75 or sm_90, by turns, and the largest one of each kernel and size for one of the
+other architectures, in turn too; all are for all of them with HYPOTHESIS_PROFILE=thorough.
 """
 
 from __future__ import annotations
