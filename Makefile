@@ -37,7 +37,7 @@ gpu-test: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.test)
 	        $(GPU_PYTHON) -m pytest -m gpu -k "smoke" tests; \
 	else echo "compute-sanitizer is not installed: memory check left out"; fi
 
-# Renews tests/budgets.json, what every kernel takes of every GPU architecture: half an hour of compiling.
+# Renews tests/budgets.json, what every kernel takes of every GPU architecture: minutes of compiling.
 budgets: $(VENV)/.test
 	$(BIN)/python tests/test_cuda_budgets.py --write
 
