@@ -23,6 +23,7 @@ from bench.devices import Cpu, Cuda, find
 from bench.peers import contenders, peers
 from bench.timing import interleave, pressure_is_known
 from dynk.commands import doctor
+from dynk.kernels.common.cuda_bytes import kernel_bytes
 
 Rows = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
@@ -137,6 +138,8 @@ def measure(
         memory_limit=f"copy of {at} MiB",
         arithmetic_limit_ms=registry.operations(case, direction) / limit["matmul_GFLOPs"] / 1e6,
     )
+    if device.kind == "cuda":
+        row |= moved_by_kernels(case, direction, bandwidth)
     for contender in entered:
         result = row["contenders"][contender.name]
         extra = memory[contender.name]
@@ -145,6 +148,13 @@ def measure(
         if len(contender.formulations) > 1:
             result["formulations_ms"] = screened[contender.name]
     return row
+
+
+def moved_by_kernels(case: registry.Case, direction: str, bandwidth: float) -> dict[str, Any]:
+    """Return what dynk's CUDA C kernels move, workspace included, and how long that takes at a bandwidth in GB/s."""
+    kernels = kernel_bytes(case.op, direction, case.plan, case.shapes)
+    total = sum(count for _, count in kernels)
+    return {"kernels_bytes": dict(kernels), "kernels_limit_ms": total / bandwidth / 1e6}
 
 
 def _screen(contender: registry.Contender, device: Cpu | Cuda) -> dict[str, float]:

@@ -218,6 +218,13 @@ def test_contenders_for_cuda_agree_on_tensors(monkeypatch, direction):
     check.verify(given, entered, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("direction", registry.DIRECTIONS)
+def test_kernels_move_at_least_every_array_once(direction):
+    found = run.moved_by_kernels(TINY, direction, bandwidth=2.0)
+    assert sum(found["kernels_bytes"].values()) >= TINY.bytes_moved(direction)
+    assert found["kernels_limit_ms"] == sum(found["kernels_bytes"].values()) / 2e6
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch has no CUDA device")
 @pytest.mark.parametrize("direction", registry.DIRECTIONS)
