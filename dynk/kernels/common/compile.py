@@ -28,6 +28,11 @@ def inlined(function: Callable[..., Any]) -> Any:
     return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
+def embedded(function: Callable[..., Any]) -> Any:
+    """Compile an innermost loop that only kernels call; LLVM puts it where it is called, whatever its size."""
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **_OPTIONS)(function)
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel's entry point, parallel over its `prange` loops and cached on disk where there is a place."""
     return _cached(function, parallel=True)

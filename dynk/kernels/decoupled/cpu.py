@@ -14,7 +14,15 @@ from numba import prange
 from dynk.kernels.common.compile import inlined, kernel
 from dynk.kernels.common.numeric import accumulators, fill, load, store
 from dynk.kernels.decoupled.cpu_norm import filter_norm_backward, filter_norm_forward
-from dynk.kernels.decoupled.geometry import FilterGeometry
+from dynk.kernels.decoupled.cpu_sums import sum_band
+from dynk.kernels.decoupled.cpu_sweep import (
+    filter_geometry,
+    over_anchors,
+    over_pixels,
+    split,
+    taps_of_anchors,
+    taps_of_pixels,
+)
 
 __all__ = ["ddf_backward", "ddf_forward", "filter_norm_backward", "filter_norm_forward"]
 
@@ -28,7 +36,8 @@ CHANNELS = 32
 def ddf_forward(x, spatial, channel, out, geometry, reals):  # type: ignore[no-untyped-def]
     """DDF Eq. 2, for `ddf` and `ddf_upsample`."""
     g = filter_geometry(geometry)
-    tasks = g.N * _ceil(g.C, CHANNELS) * _ceil(g.Ho, ROWS)
+    s = split(x, over_anchors(g), g.has_spatial * g.scale * g.scale * g.kh * g.kw, g.C)
+    tasks = g.N * s.bands * s.blocks
     if tasks == 1:  # waking the threads costs more
         _forward_task(0, x, spatial, channel, out, geometry)
     else:
@@ -43,7 +52,9 @@ def ddf_backward(  # type: ignore[no-untyped-def]
     """Gradients of `ddf_forward`; an output of size 0 is not wanted."""
     g = filter_geometry(geometry)
     if grad_x.size > 0:
-        for task in prange(g.N * _ceil(g.C, CHANNELS) * _ceil(g.H, ROWS)):
+        phases = g.stride_h * g.stride_w
+        s = split(grad_x, over_pixels(0, g), g.has_spatial * g.scale * g.scale * g.kh * g.kw, g.C)
+        for task in prange(g.N * phases * s.bands * s.blocks):
             _grad_x_task(np.int64(task), grad_out, spatial, channel, grad_x, geometry)
     if grad_spatial.size > 0:
         for task in prange(g.N * g.G * g.Ho):
@@ -59,75 +70,27 @@ def ddf_backward(  # type: ignore[no-untyped-def]
 @inlined
 def _forward_task(task, x, spatial, channel, out, geometry):  # type: ignore[no-untyped-def]
     g = filter_geometry(geometry)
-    bands, blocks = _ceil(g.Ho, ROWS), _ceil(g.C, CHANNELS)
-    y0, c0, n = task % bands * ROWS, task // bands % blocks * CHANNELS, task // bands // blocks
-    columns = _columns(g)
-    row, total = accumulators(x, g.Wo), accumulators(x, g.Wo)
-    for y in range(y0, min(y0 + ROWS, g.Ho)):
-        for c in range(c0, min(c0 + CHANNELS, g.C)):
-            for pq in range(g.scale * g.scale):
-                _forward_row(n, c, pq, y, x, spatial, channel, row, total, columns, g)
-                start = _output(n, c, y, 0, pq, g)
-                for k in range(g.Wo):
-                    store(out, start + k * g.scale, load(row, k))
-
-
-@inlined
-def _forward_row(n, c, pq, y, x, spatial, channel, row, total, columns, g):  # type: ignore[no-untyped-def]
-    """Form one output row of one sub-pixel in `row`."""
-    fill(row, 0)
-    terms = 0
-    for i in range(g.kh):
-        h = y * g.stride_h + (i - (g.kh - 1) // 2) * g.dilation_h
-        if h < 0 or h >= g.H:
-            continue
-        for j in range(g.kw):
-            terms = _stage(terms, row, total)
-            first, count = columns[2 * j], columns[2 * j + 1]
-            w = first * g.stride_w + (j - (g.kw - 1) // 2) * g.dilation_w
-            image = ((n * g.C + c) * g.H + h) * g.W + w
-            _add_filtered(row, first, 1, spatial, channel, n, c, pq, i, j, y, first, x, image, g.stride_w, count, g)
-    _merge(terms, row, total)
-
-
-# ---- backward --------------------------------------------------------------------------------------------------------
+    sweep = over_anchors(g)
+    sub_pixels = g.scale * g.scale
+    s = split(x, sweep, g.has_spatial * sub_pixels * g.kh * g.kw, g.C)
+    n, c0, v0 = task // (s.bands * s.blocks), task % s.blocks * s.block, task // s.blocks % s.bands * s.band
+    c1, v1 = min(c0 + s.block, g.C), min(v0 + s.band, s.vectors)
+    planes = (g.H * g.W, sub_pixels * g.Ho * g.Wo)
+    sum_band(n, c0, c1, v0, v1, x, spatial, channel, out, sweep, taps_of_anchors(g), sub_pixels, planes, g)
 
 
 @inlined
 def _grad_x_task(task, grad_out, spatial, channel, grad_x, geometry):  # type: ignore[no-untyped-def]
     g = filter_geometry(geometry)
-    bands, blocks = _ceil(g.H, ROWS), _ceil(g.C, CHANNELS)
-    h0, c0, n = task % bands * ROWS, task // bands % blocks * CHANNELS, task // bands // blocks
-    columns = _columns(g)
-    row, total = accumulators(grad_x, g.W), accumulators(grad_x, g.W)
-    for h in range(h0, min(h0 + ROWS, g.H)):
-        for c in range(c0, min(c0 + CHANNELS, g.C)):
-            _grad_x_row(n, c, h, grad_out, spatial, channel, row, total, columns, g)
-            start = ((n * g.C + c) * g.H + h) * g.W
-            for k in range(g.W):
-                store(grad_x, start + k, load(row, k))
-
-
-@inlined
-def _grad_x_row(n, c, h, grad_out, spatial, channel, row, total, columns, g):  # type: ignore[no-untyped-def]
-    """Gather one row of grad_x from every output row that read it."""
-    fill(row, 0)
-    terms = 0
-    for i in range(g.kh):
-        reach = h - (i - (g.kh - 1) // 2) * g.dilation_h
-        y = reach // g.stride_h
-        if reach != y * g.stride_h or y < 0 or y >= g.Ho:
-            continue
-        for j in range(g.kw):
-            first, count = columns[2 * j], columns[2 * j + 1]
-            w = first * g.stride_w + (j - (g.kw - 1) // 2) * g.dilation_w
-            for pq in range(g.scale * g.scale):
-                terms = _stage(terms, row, total)
-                start = _output(n, c, y, first, pq, g)
-                _add_filtered(
-                    row, w, g.stride_w, spatial, channel, n, c, pq, i, j, y, first, grad_out, start, g.scale, count, g
-                )
-    _merge(terms, row, total)
+    s = split(grad_x, over_pixels(0, g), g.has_spatial * g.scale * g.scale * g.kh * g.kw, g.C)
+    phases = g.stride_h * g.stride_w
+    n, phase = task // (phases * s.bands * s.blocks), task // (s.bands * s.blocks) % phases
+    c0, v0 = task % s.blocks * s.block, task // s.blocks % s.bands * s.band
+    sweep = over_pixels(phase, g)
+    own = split(grad_x, sweep, 1, g.C)
+    c1, v1 = min(c0 + s.block, g.C), max(v0, min(v0 + s.band, own.vectors))
+    planes = (g.scale * g.scale * g.Ho * g.Wo, g.H * g.W)
+    sum_band(n, c0, c1, v0, v1, grad_out, spatial, channel, grad_x, sweep, taps_of_pixels(phase, g), 1, planes, g)
 
 
 @inlined
@@ -226,14 +189,6 @@ def _grad_channel_rows(  # type: ignore[no-untyped-def]
 
 
 # ---- helpers ---------------------------------------------------------------------------------------------------------
-
-
-@inlined
-def filter_geometry(a):  # type: ignore[no-untyped-def]
-    """Return the named integers of a geometry array."""
-    return FilterGeometry(
-        a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16]
-    )
 
 
 @inlined
