@@ -29,8 +29,8 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 def embedded(function: Callable[..., Any]) -> Any:
-    """Compile an innermost loop that only kernels call; LLVM puts it where it is called, whatever its size."""
-    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True, **_OPTIONS)(function)
+    """Make a function part of each function that calls it; saves compiling what it holds once more by itself."""
+    return njit(inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -33,7 +33,7 @@ def combination(g):  # type: ignore[no-untyped-def]
     return SUM if g.add != 0 else PRODUCT
 
 
-@inlined
+@embedded
 def sum_band(  # type: ignore[no-untyped-def]
     n, c0, c1, first, last, values, spatial, channel, result, sweep, taps, sub_pixels, planes, g
 ):
@@ -85,7 +85,7 @@ def _sum_channels(  # type: ignore[no-untyped-def]
                 )
             if sub_pixels == 4:
                 if pq % 2 == 1:
-                    vector.store_pairs(result, vector.shift(to, pq // 2 * sub_row), previous, total, positions)
+                    _store_pairs(result, vector.shift(to, pq // 2 * sub_row), previous, total, 2 * positions)
                 previous = total
             elif whole and sweep.result_step == 1:
                 vector.store(result, to, total)
@@ -93,6 +93,13 @@ def _sum_channels(  # type: ignore[no-untyped-def]
                 sub_pixel = pq // g.scale * sub_row + pq % g.scale if sub_pixels > 1 else 0
                 mask = vector.between(0, positions)
                 vector.store_where(result, vector.shift(to, sub_pixel), sweep.result_step, total, mask)
+
+
+@embedded
+def _store_pairs(result, to, even, odd, count):  # type: ignore[no-untyped-def]
+    size = vector.lanes(result)
+    vector.store_where(result, to, 1, vector.zipped(even, odd, 0), vector.between(0, count))
+    vector.store_where(result, vector.shift(to, size), 1, vector.zipped(even, odd, 1), vector.between(0, count - size))
 
 
 def _tap_sum(masked: bool):  # type: ignore[no-untyped-def]
