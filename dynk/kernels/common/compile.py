@@ -29,8 +29,16 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 def embedded(function: Callable[..., Any]) -> Any:
-    """Make a function part of each function that calls it; saves compiling what it holds once more by itself."""
+    """Make a function part of its only caller, which saves compiling what it holds once more by itself.
+
+    Not for inner loops: arrays passed to it are counted as new references.
+    """
     return njit(inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+
+
+def innermost(function: Callable[..., Any]) -> Any:
+    """Compile a few operations of an inner loop; LLVM puts them where they are called, whatever their size."""
+    return njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import numeric, vector
-from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.compile import inlined, innermost
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.decoupled.cpu_sums import CHAIN
 from dynk.kernels.decoupled.cpu_sweep import (
@@ -139,14 +139,14 @@ def _add_channels(  # type: ignore[no-untyped-def]
                 k += width
 
 
-@embedded
+@innermost
 def _add_sum(sums, tap, pack, s):  # type: ignore[no-untyped-def]
     size = vector.lanes(sums)
     at = vector.spaced(tap * 4 * size, size, pack)
     vector.store(sums, at, vector.add(vector.load(sums, at), s))
 
 
-@embedded
+@innermost
 def _weights(channel, unit, weight, tap, pack, g):  # type: ignore[no-untyped-def]
     """Return what a tap's products are multiplied by before they are summed over channels."""
     if g.has_channel != 0 and g.add == 0:
@@ -157,8 +157,8 @@ def _weights(channel, unit, weight, tap, pack, g):  # type: ignore[no-untyped-de
 def _product(masked: bool):  # type: ignore[no-untyped-def]
     """Return a function that adds a tap's products of a vector of positions to both sums."""
 
-    @embedded
-    def product(grad, x, at, step, spatial, d, weights, s, rows, row, unit, mask, g):  # type: ignore[no-untyped-def]
+    @innermost
+    def product(grad, x, at, step, spatial, d, weights, s, rows, row, mask, g):  # type: ignore[no-untyped-def]
         h = vector.mul(grad, vector.load_where(x, at, step, mask) if masked else vector.load(x, at))
         if rows.size > 0:
             before = vector.load(rows, row)
@@ -200,26 +200,26 @@ def _tap_loop(width: int):  # type: ignore[no-untyped-def]
             row = (tap * vectors + v) * size
             if fields[v * FIELDS + WHOLE] != 0 and g.scale == 1:
                 grad = vector.load(grad_out, go)
-                s0 = _product_whole(grad, x, vector.shift(start, o0), 1, spatial, d, w0, s0, rows, row, unit, -1, g)
+                s0 = _product_whole(grad, x, vector.shift(start, o0), 1, spatial, d, w0, s0, rows, row, -1, g)
                 if width > 1:
                     d, row = d + area, row + vectors * size
-                    s1 = _product_whole(grad, x, vector.shift(start, o1), 1, spatial, d, w1, s1, rows, row, unit, -1, g)
+                    s1 = _product_whole(grad, x, vector.shift(start, o1), 1, spatial, d, w1, s1, rows, row, -1, g)
                     d, row = d + area, row + vectors * size
-                    s2 = _product_whole(grad, x, vector.shift(start, o2), 1, spatial, d, w2, s2, rows, row, unit, -1, g)
+                    s2 = _product_whole(grad, x, vector.shift(start, o2), 1, spatial, d, w2, s2, rows, row, -1, g)
             else:
                 grad = vector.load_where(grad_out, go, g.scale, vector.between(0, fields[v * FIELDS + COUNT]))
                 m, step = v * count + k, sweep.value_step
                 s0 = _product_masked(
-                    grad, x, vector.shift(start, o0), step, spatial, d, w0, s0, rows, row, unit, masks[m], g
+                    grad, x, vector.shift(start, o0), step, spatial, d, w0, s0, rows, row, masks[m], g
                 )
                 if width > 1:
                     d, row = d + area, row + vectors * size
                     s1 = _product_masked(
-                        grad, x, vector.shift(start, o1), step, spatial, d, w1, s1, rows, row, unit, masks[m + 1], g
+                        grad, x, vector.shift(start, o1), step, spatial, d, w1, s1, rows, row, masks[m + 1], g
                     )
                     d, row = d + area, row + vectors * size
                     s2 = _product_masked(
-                        grad, x, vector.shift(start, o2), step, spatial, d, w2, s2, rows, row, unit, masks[m + 2], g
+                        grad, x, vector.shift(start, o2), step, spatial, d, w2, s2, rows, row, masks[m + 2], g
                     )
         _add_sum(sums, tap, pack, s0)
         if width > 1:

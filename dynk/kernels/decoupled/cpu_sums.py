@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.compile import embedded, innermost, inlined
 from dynk.kernels.decoupled.cpu_sweep import (
     COUNT,
     FIELDS,
@@ -43,94 +43,103 @@ def sum_band(  # type: ignore[no-untyped-def]
     plane of values and of results.
     """
     fields, masks = vectors_of(sweep, taps, first, last, vector.lanes(values))
-    share = g.C // g.G
+    share, count = g.C // g.G, taps.size // TAP
+    fast = combination(g) == PRODUCT and sweep.value_step == 1
     c = c0
     while c < c1:
         room = min(c1, (c // share + 1) * share) - c  # channels that share a spatial filter
-        if room >= 4:
-            _sum_channels(
-                n, c, (0, 1, 2, 3), values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g
-            )
-            c += 4
-        else:
-            _sum_channels(n, c, (0,), values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g)
+        if room < 4:
+            _sums(n, c, (0,), values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g)
             c += 1
+            continue
+        pack = (0, 1, 2, 3)
+        if fast and count == 9:
+            _sums_3x3(n, c, pack, values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g)
+        elif fast and count == 25:
+            _sums_5x5(n, c, pack, values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g)
+        else:
+            _sums(n, c, pack, values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g)
+        c += 4
 
 
-@inlined
-def _sum_channels(  # type: ignore[no-untyped-def]
-    n, c, pack, values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g
-):
-    mode, count = combination(g), taps.size // TAP
-    all_taps = g.scale * g.scale * g.kh * g.kw
-    plane = vector.spaced((n * g.C + c) * planes[0], planes[0], pack)
-    target = vector.spaced((n * g.C + c) * planes[1], planes[1], pack)
-    weight = vector.spaced((n * g.C + c) * all_taps, all_taps, pack)
-    filters = (n * g.G + c // (g.C // g.G)) * all_taps * g.Ho * g.Wo
-    sub_row = sweep.result_row // g.scale
-    for v in range(fields.size // FIELDS):
-        at = v * FIELDS
-        starts = vector.shift(plane, fields[at + FIRST_VALUE])
-        to = vector.shift(target, fields[at + FIRST_RESULT])
-        positions, whole = fields[at + COUNT], fields[at + WHOLE] != 0
-        previous = vector.zeros(values, pack)
-        for pq in range(sub_pixels):
-            d = filters + fields[at + FIRST_FILTER] + pq * count * g.Ho * g.Wo
-            w = vector.shift(weight, pq * count)
-            if whole:
-                total = _sum_whole(values, starts, 1, spatial, d, channel, w, taps, masks, 0, count, mode)
-            else:
-                total = _sum_masked(
-                    values, starts, sweep.value_step, spatial, d, channel, w, taps, masks, v * count, count, mode
-                )
-            if sub_pixels == 4:
-                if pq % 2 == 1:
-                    _store_pairs(result, vector.shift(to, pq // 2 * sub_row), previous, total, 2 * positions)
-                previous = total
-            elif whole and sweep.result_step == 1:
-                vector.store(result, to, total)
-            else:
-                sub_pixel = pq // g.scale * sub_row + pq % g.scale if sub_pixels > 1 else 0
-                mask = vector.between(0, positions)
-                vector.store_where(result, vector.shift(to, sub_pixel), sweep.result_step, total, mask)
+def _channel_sums(unrolled: int):  # type: ignore[no-untyped-def]
+    """Return a function that forms the sums of a pack of channels.
+
+    With `unrolled` it is for so many taps, products of both filters and values side by side; with 0 for anything.
+    """
+
+    @inlined
+    def sums(  # type: ignore[no-untyped-def]
+        n, c, pack, values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g
+    ):
+        count = unrolled if unrolled > 0 else taps.size // TAP
+        mode = PRODUCT if unrolled > 0 else combination(g)
+        step = 1 if unrolled > 0 else sweep.value_step
+        all_taps = g.scale * g.scale * g.kh * g.kw
+        plane = vector.spaced((n * g.C + c) * planes[0], planes[0], pack)
+        target = vector.spaced((n * g.C + c) * planes[1], planes[1], pack)
+        weights = vector.spaced((n * g.C + c) * all_taps, all_taps, pack)
+        filters = (n * g.G + c // (g.C // g.G)) * all_taps * g.Ho * g.Wo
+        sub_row = sweep.result_row // g.scale
+        for v in range(fields.size // FIELDS):
+            fields_at = v * FIELDS
+            starts = vector.shift(plane, fields[fields_at + FIRST_VALUE])
+            to = vector.shift(target, fields[fields_at + FIRST_RESULT])
+            positions, whole = fields[fields_at + COUNT], fields[fields_at + WHOLE] != 0
+            even = vector.zeros(values, pack)
+            for pq in range(sub_pixels):
+                d = filters + fields[fields_at + FIRST_FILTER] + pq * count * g.Ho * g.Wo
+                w = vector.shift(weights, pq * count)
+                total = vector.zeros(values, pack)
+                for first in range(0, count, CHAIN):
+                    chain = vector.zeros(values, pack)
+                    if whole:
+                        for k in range(first, min(count, first + CHAIN)):
+                            x = vector.load(values, vector.shift(starts, taps[k * TAP + VALUE]))
+                            here, weight = d + taps[k * TAP + FILTER], vector.shift(w, taps[k * TAP + WEIGHT])
+                            if mode == CHANNEL:
+                                chain = vector.fma(vector.broadcast(channel, weight), x, chain)
+                            elif mode == SPATIAL:
+                                chain = vector.fma(vector.load(spatial, here), x, chain)
+                            else:
+                                f, u = vector.load(spatial, here), vector.broadcast(channel, weight)
+                                both = vector.mul(f, u) if mode == PRODUCT else vector.add(f, u)
+                                chain = vector.fma(both, x, chain)
+                    else:
+                        for k in range(first, min(count, first + CHAIN)):
+                            mask, before = masks[v * count + k], chain
+                            x = vector.load_where(values, vector.shift(starts, taps[k * TAP + VALUE]), step, mask)
+                            here, weight = d + taps[k * TAP + FILTER], vector.shift(w, taps[k * TAP + WEIGHT])
+                            if mode == CHANNEL:
+                                chain = vector.fma(vector.broadcast(channel, weight), x, chain)
+                            elif mode == SPATIAL:
+                                chain = vector.fma(vector.load_where(spatial, here, 1, mask), x, chain)
+                            else:
+                                f, u = vector.load_where(spatial, here, 1, mask), vector.broadcast(channel, weight)
+                                both = vector.mul(f, u) if mode == PRODUCT else vector.add(f, u)
+                                chain = vector.fma(both, x, chain)
+                            chain = vector.where(mask, chain, before)
+                    total = chain if first == 0 else vector.add(total, chain)
+                if sub_pixels == 4:
+                    if pq % 2 == 1:
+                        _store_pairs(result, vector.shift(to, pq // 2 * sub_row), even, total, 2 * positions)
+                    even = total
+                elif whole and sweep.result_step == 1:
+                    vector.store(result, to, total)
+                else:
+                    sub_pixel = pq // g.scale * sub_row + pq % g.scale if sub_pixels > 1 else 0
+                    mask = vector.between(0, positions)
+                    vector.store_where(result, vector.shift(to, sub_pixel), sweep.result_step, total, mask)
+
+    return sums
 
 
-@embedded
+@innermost
 def _store_pairs(result, to, even, odd, count):  # type: ignore[no-untyped-def]
+    """Write the first `count` of the lanes of two packs in turn."""
     size = vector.lanes(result)
     vector.store_where(result, to, 1, vector.zipped(even, odd, 0), vector.between(0, count))
     vector.store_where(result, vector.shift(to, size), 1, vector.zipped(even, odd, 1), vector.between(0, count - size))
 
 
-def _tap_sum(masked: bool):  # type: ignore[no-untyped-def]
-    """Return a function that sums the taps of a vector of positions for a pack of channels."""
-
-    @embedded
-    def sum_taps(values, starts, step, spatial, d, channel, w, taps, masks, m, count, mode):  # type: ignore[no-untyped-def]
-        total = vector.zeros(values, starts)
-        for first in range(0, count, CHAIN):
-            chain = vector.zeros(values, starts)
-            for k in range(first, min(count, first + CHAIN)):
-                at = vector.shift(starts, taps[k * TAP + VALUE])
-                before = chain
-                x = vector.load_where(values, at, step, masks[m + k]) if masked else vector.load(values, at)
-                if mode == CHANNEL:
-                    chain = vector.fma(vector.broadcast(channel, vector.shift(w, taps[k * TAP + WEIGHT])), x, chain)
-                else:
-                    here = d + taps[k * TAP + FILTER]
-                    f = vector.load_where(spatial, here, 1, masks[m + k]) if masked else vector.load(spatial, here)
-                    if mode == SPATIAL:
-                        chain = vector.fma(f, x, chain)
-                    else:
-                        weight = vector.broadcast(channel, vector.shift(w, taps[k * TAP + WEIGHT]))
-                        both = vector.mul(f, weight) if mode == PRODUCT else vector.add(f, weight)
-                        chain = vector.fma(both, x, chain)
-                if masked:
-                    chain = vector.where(masks[m + k], chain, before)
-            total = chain if first == 0 else vector.add(total, chain)
-        return total
-
-    return sum_taps
-
-
-_sum_whole, _sum_masked = _tap_sum(masked=False), _tap_sum(masked=True)
+_sums, _sums_3x3, _sums_5x5 = _channel_sums(0), _channel_sums(9), _channel_sums(25)
