@@ -36,11 +36,6 @@ def embedded(function: Callable[..., Any]) -> Any:
     return njit(inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
-def innermost(function: Callable[..., Any]) -> Any:
-    """Compile a few operations of an inner loop; LLVM puts them where they are called, whatever their size."""
-    return njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
-
-
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel's entry point, parallel over its `prange` loops and cached on disk where there is a place."""
     return _cached(function, parallel=True)

@@ -75,6 +75,12 @@ def spaced(first: Any, step: Any, number: Any) -> Any:
     return _each(lambda first, step, number: first + step * number, first, step, number)
 
 
+@lowered(vector_llvm.pick, _index)
+def pick(array: Any, i: Any) -> Any:
+    """Return element `i` of an array of indices or masks."""
+    return _each(lambda i: array[i], i)
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -194,10 +200,12 @@ def zipped(even: Any, odd: Any, upper: Any) -> Any:
 
 @lowered(vector_llvm.dot, lambda a, b, c: c, packed=True)
 def dot(a: Any, b: Any, c: Any) -> Any:
-    """Return c + the sum of a * b over the vectors of two packs, in their order."""
-    for product in zip(a, b, strict=True):
-        c = fma(*product, c)
-    return c
+    """Return each vector of pack c plus the sum of a * b over its share of their vectors, in their order."""
+    share = len(a) // len(c)
+    sums = list(c)
+    for k, product in enumerate(zip(a, b, strict=True)):
+        sums[k // share] = fma(*product, sums[k // share])
+    return tuple(sums)
 
 
 @lowered(vector_llvm.total, lambda a: a.dtype)

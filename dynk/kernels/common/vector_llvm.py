@@ -171,7 +171,7 @@ def _check(context: Any, builder: Any, array: Any, data: Any, i: Any, step: Any,
     if not config.BOUNDSCHECK:
         return
     (size,) = cgutils.unpack_tuple(builder, context.make_array(array)(context, builder, data).shape)
-    for lane in range(vector_of(array).lanes):
+    for lane in range(max(LANES.values())):
         taken = builder.trunc(builder.lshr(mask, ir.Constant(_WORD, lane)), ir.IntType(1))
         element = builder.add(i, builder.mul(step, ir.Constant(_WORD, lane)))
         outside = builder.icmp_unsigned(">=", element, size)
@@ -281,6 +281,11 @@ def shift(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return builder.add(*values)
 
 
+def pick(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    _check(context, builder, kinds[0], *values, ir.Constant(_WORD, 1), ir.Constant(_WORD, 1))
+    return builder.load(_pointer(context, builder, kinds[0], *values))
+
+
 def spaced(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return builder.add(values[0], builder.mul(values[1], values[2]))
 
@@ -300,11 +305,13 @@ def fma(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
 
 
 def dot(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
-    a, b, result = values
-    for k in range(kinds[0].count):
-        product = [builder.extract_value(a, k), builder.extract_value(b, k), result]
-        result = fma(context, builder, kinds, product)
-    return result
+    a, b, c = values
+    size, count = kinds[0].count, kinds[2].count
+    sums = [builder.extract_value(c, k) for k in range(count)]
+    for k in range(size):
+        product = [builder.extract_value(a, k), builder.extract_value(b, k), sums[k * count // size]]
+        sums[k * count // size] = fma(context, builder, kinds, product)
+    return context.make_tuple(builder, kinds[2], sums)
 
 
 def where(context: Any, builder: Any, kinds: Any, values: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import numeric, vector
-from dynk.kernels.common.compile import inlined, innermost
+from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.decoupled.cpu_sums import CHAIN
 from dynk.kernels.decoupled.cpu_sweep import (
@@ -64,12 +64,7 @@ def products_band(  # type: ignore[no-untyped-def]
             fill(rows, 0)
         count = 4 if room >= 4 else 1
         fill(sums, 0)
-        if count == 4:
-            _add_channels(
-                n, c, (0, 1, 2, 3), grad_out, x, spatial, channel, rows, sums, unit, fields, masks, sweep, taps, g
-            )
-        else:
-            _add_channels(n, c, (0,), grad_out, x, spatial, channel, rows, sums, unit, fields, masks, sweep, taps, g)
+        _add_channels(n, c, count, grad_out, x, spatial, channel, rows, sums, unit, fields, masks, sweep, taps, g)
         if grad_channel.size > 0:
             for u in range(count):
                 for k in range(all_taps):
@@ -111,122 +106,100 @@ def _write_rows(first, rows, grad_spatial, fields, all_taps, g):  # type: ignore
 
 @inlined
 def _add_channels(  # type: ignore[no-untyped-def]
-    n, c, pack, grad_out, x, spatial, channel, rows, sums, unit, fields, masks, sweep, taps, g
+    n, c, count, grad_out, x, spatial, channel, rows, sums, unit, fields, masks, sweep, taps, g
 ):
-    sub_pixels, count, vectors = g.scale * g.scale, g.kh * g.kw, fields.size // FIELDS
-    plane = vector.spaced((n * g.C + c) * g.H * g.W, g.H * g.W, pack)
-    area = sub_pixels * g.Ho * g.Wo
-    grads = vector.spaced((n * g.C + c) * area, area, pack)
-    weight = vector.spaced((n * g.C + c) * sub_pixels * count, sub_pixels * count, pack)
-    filters = (n * g.G + c // (g.C // g.G)) * sub_pixels * count * g.Ho * g.Wo
-    for pq in range(sub_pixels):
-        grad = vector.shift(grads, pq // g.scale * g.Wo * g.scale + pq % g.scale)
+    """Add the products of four channels or one to the sums of every tap."""
+    filter_taps, vectors = g.kh * g.kw, fields.size // FIELDS
+    for pq in range(g.scale * g.scale):
         for first in range(0, vectors, CHAIN):
             last = min(first + CHAIN, vectors)
             k = 0
-            while k < count:
-                width = 3 if k + 3 <= count else 1
-                if width == 3:
-                    _three_taps(
-                        first, last, k, pq, plane, grad, weight, filters, pack, grad_out, x, spatial, channel, rows,
+            while k < filter_taps:
+                if count == 1:
+                    _add_four(
+                        first, last, n, c, pq, k, (0,), (0,), (0,), grad_out, x, spatial, channel, rows, sums, unit,
+                        fields, masks, sweep, taps, g
+                    )  # fmt: skip
+                    k += 1
+                elif k + 3 > filter_taps or sweep.value_step != 1 or g.scale != 1:
+                    _add_four(
+                        first, last, n, c, pq, k, (0, 1, 2, 3), (0, 0, 0, 0), (0,), grad_out, x, spatial, channel, rows,
                         sums, unit, fields, masks, sweep, taps, g
                     )  # fmt: skip
+                    k += 1
                 else:
-                    _one_tap(
-                        first, last, k, pq, plane, grad, weight, filters, pack, grad_out, x, spatial, channel, rows,
-                        sums, unit, fields, masks, sweep, taps, g
+                    _add_twelve(
+                        first, last, n, c, pq, k, (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3),
+                        (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2), (0, 1, 2), grad_out, x, spatial, channel, rows, sums, unit,
+                        fields, masks, sweep, taps, g
                     )  # fmt: skip
-                k += width
+                    k += 3
 
 
-@innermost
-def _add_sum(sums, tap, pack, s):  # type: ignore[no-untyped-def]
-    size = vector.lanes(sums)
-    at = vector.spaced(tap * 4 * size, size, pack)
-    vector.store(sums, at, vector.add(vector.load(sums, at), s))
+def _add_products(side_by_side: bool):  # type: ignore[no-untyped-def]
+    """Return a function that adds the products of some taps and channels to their sums.
 
-
-@innermost
-def _weights(channel, unit, weight, tap, pack, g):  # type: ignore[no-untyped-def]
-    """Return what a tap's products are multiplied by before they are summed over channels."""
-    if g.has_channel != 0 and g.add == 0:
-        return vector.broadcast(channel, vector.shift(weight, tap))
-    return vector.broadcast(unit, vector.spaced(0, 0, pack))
-
-
-def _product(masked: bool):  # type: ignore[no-untyped-def]
-    """Return a function that adds a tap's products of a vector of positions to both sums."""
-
-    @innermost
-    def product(grad, x, at, step, spatial, d, weights, s, rows, row, mask, g):  # type: ignore[no-untyped-def]
-        h = vector.mul(grad, vector.load_where(x, at, step, mask) if masked else vector.load(x, at))
-        if rows.size > 0:
-            before = vector.load(rows, row)
-            after = vector.dot(weights, h, before)
-            vector.store(rows, row, vector.where(mask, after, before) if masked else after)
-        if g.has_spatial != 0 and g.add == 0:
-            f = vector.load_where(spatial, d, 1, mask) if masked else vector.load(spatial, d)
-            after_s = vector.fma(f, h, s)
-        else:
-            after_s = vector.add(h, s)
-        return vector.where(mask, after_s, s) if masked else after_s
-
-    return product
-
-
-_product_whole, _product_masked = _product(masked=False), _product(masked=True)
-
-
-def _tap_loop(width: int):  # type: ignore[no-untyped-def]
-    """Return a function that takes `width` taps from k on through the vectors first <= v < last."""
+    It takes the vectors first <= v < last of sub-pixel pq. `of_channels` and `of_taps` number the channel, from c on,
+    and the tap, from k on, of each product; `numbers` are the numbers of the taps. `side_by_side` is for values and
+    results without steps between them.
+    """
 
     @inlined
-    def add_taps(  # type: ignore[no-untyped-def]
-        first, last, k, pq, plane, grad_plane, weight, filters, pack, grad_out, x, spatial, channel, rows, sums, unit,
+    def add_products(  # type: ignore[no-untyped-def]
+        first, last, n, c, pq, k, of_channels, of_taps, numbers, grad_out, x, spatial, channel, rows, sums, unit,
         fields, masks, sweep, taps, g
     ):  # fmt: skip
         size, count, vectors = vector.lanes(x), g.kh * g.kw, fields.size // FIELDS
-        tap, area = pq * count + k, g.Ho * g.Wo
-        k1, k2 = k + (width > 1), k + 2 * (width > 1)
-        o0, o1, o2 = taps[k * TAP + VALUE], taps[k1 * TAP + VALUE], taps[k2 * TAP + VALUE]
-        w0 = _weights(channel, unit, weight, tap, pack, g)
-        w1 = _weights(channel, unit, weight, tap + k1 - k, pack, g)
-        w2 = _weights(channel, unit, weight, tap + k2 - k, pack, g)
-        s0 = s1 = s2 = vector.zeros(x, pack)
+        tap, all_taps, image = pq * count + k, g.scale * g.scale * count, n * g.C + c
+        plane, filter_plane, result_plane = g.H * g.W, g.Ho * g.Wo, g.scale * g.scale * g.Ho * g.Wo
+        step, scale = (1, 1) if side_by_side else (sweep.value_step, g.scale)
+        product = g.has_spatial != 0 and g.add == 0
+        values = vector.spaced(image * plane, plane, of_channels)
+        values = vector.shift(values, vector.pick(taps, vector.spaced(k * TAP + VALUE, TAP, of_taps)))
+        sub_pixel = pq // g.scale * g.Wo * g.scale + pq % g.scale
+        grads = vector.spaced(image * result_plane + sub_pixel, result_plane, of_channels)
+        group = n * g.G + c // (g.C // g.G)
+        filters = vector.spaced((group * all_taps + tap) * filter_plane, filter_plane, of_taps)
+        if g.has_channel != 0 and g.add == 0:
+            weight = vector.spaced(image * all_taps + tap, all_taps, of_channels)
+            weights = vector.broadcast(channel, vector.shift(weight, of_taps))
+        else:
+            weights = vector.broadcast(unit, vector.spaced(0, 0, of_taps))
+        total = vector.zeros(x, of_taps)
         for v in range(first, last):
-            start = vector.shift(plane, fields[v * FIELDS + FIRST_VALUE])
-            go = vector.shift(grad_plane, fields[v * FIELDS + FIRST_RESULT])
-            d = filters + tap * area + fields[v * FIELDS + FIRST_FILTER]
-            row = (tap * vectors + v) * size
-            if fields[v * FIELDS + WHOLE] != 0 and g.scale == 1:
-                grad = vector.load(grad_out, go)
-                s0 = _product_whole(grad, x, vector.shift(start, o0), 1, spatial, d, w0, s0, rows, row, -1, g)
-                if width > 1:
-                    d, row = d + area, row + vectors * size
-                    s1 = _product_whole(grad, x, vector.shift(start, o1), 1, spatial, d, w1, s1, rows, row, -1, g)
-                    d, row = d + area, row + vectors * size
-                    s2 = _product_whole(grad, x, vector.shift(start, o2), 1, spatial, d, w2, s2, rows, row, -1, g)
-            else:
-                grad = vector.load_where(grad_out, go, g.scale, vector.between(0, fields[v * FIELDS + COUNT]))
-                m, step = v * count + k, sweep.value_step
-                s0 = _product_masked(
-                    grad, x, vector.shift(start, o0), step, spatial, d, w0, s0, rows, row, masks[m], g
+            value, result = fields[v * FIELDS + FIRST_VALUE], fields[v * FIELDS + FIRST_RESULT]
+            here = vector.shift(filters, fields[v * FIELDS + FIRST_FILTER])
+            row = vector.spaced((tap * vectors + v) * size, vectors * size, numbers)
+            if side_by_side and fields[v * FIELDS + WHOLE] != 0:
+                terms = vector.mul(
+                    vector.load(grad_out, vector.shift(grads, result)), vector.load(x, vector.shift(values, value))
                 )
-                if width > 1:
-                    d, row = d + area, row + vectors * size
-                    s1 = _product_masked(
-                        grad, x, vector.shift(start, o1), step, spatial, d, w1, s1, rows, row, masks[m + 1], g
-                    )
-                    d, row = d + area, row + vectors * size
-                    s2 = _product_masked(
-                        grad, x, vector.shift(start, o2), step, spatial, d, w2, s2, rows, row, masks[m + 2], g
-                    )
-        _add_sum(sums, tap, pack, s0)
-        if width > 1:
-            _add_sum(sums, tap + 1, pack, s1)
-            _add_sum(sums, tap + 2, pack, s2)
+                if product:
+                    total = vector.fma(vector.load(spatial, here), terms, total)
+                else:
+                    total = vector.add(terms, total)
+                if rows.size > 0:
+                    vector.store(rows, row, vector.dot(weights, terms, vector.load(rows, row)))
+            else:
+                positions = vector.between(0, fields[v * FIELDS + COUNT])
+                mask = vector.pick(masks, vector.spaced(v * count + k, 1, of_taps))
+                terms = vector.mul(
+                    vector.load_where(grad_out, vector.shift(grads, result), scale, positions),
+                    vector.load_where(x, vector.shift(values, value), step, mask),
+                )
+                if product:
+                    after = vector.fma(vector.load_where(spatial, here, 1, mask), terms, total)
+                else:
+                    after = vector.add(terms, total)
+                total = vector.where(mask, after, total)
+                if rows.size > 0:
+                    before = vector.load(rows, row)
+                    inside = vector.pick(masks, vector.spaced(v * count + k, 1, numbers))
+                    vector.store(rows, row, vector.where(inside, vector.dot(weights, terms, before), before))
+        at = vector.shift(vector.spaced(tap * 4 * size, size, of_channels), vector.spaced(0, 4 * size, of_taps))
+        vector.store(sums, at, vector.add(vector.load(sums, at), total))
 
-    return add_taps
+    return add_products
 
 
-_three_taps, _one_tap = _tap_loop(3), _tap_loop(1)
+_add_twelve, _add_four = _add_products(side_by_side=True), _add_products(side_by_side=False)

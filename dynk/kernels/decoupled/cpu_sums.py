@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import embedded, innermost, inlined
+from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.decoupled.cpu_sweep import (
     COUNT,
     FIELDS,
@@ -122,7 +122,11 @@ def _channel_sums(unrolled: int):  # type: ignore[no-untyped-def]
                     total = chain if first == 0 else vector.add(total, chain)
                 if sub_pixels == 4:
                     if pq % 2 == 1:
-                        _store_pairs(result, vector.shift(to, pq // 2 * sub_row), even, total, 2 * positions)
+                        low, high = vector.zipped(even, total, 0), vector.zipped(even, total, 1)
+                        start, size = vector.shift(to, pq // 2 * sub_row), vector.lanes(values)
+                        vector.store_where(result, start, 1, low, vector.between(0, 2 * positions))
+                        rest = vector.between(0, 2 * positions - size)
+                        vector.store_where(result, vector.shift(start, size), 1, high, rest)
                     even = total
                 elif whole and sweep.result_step == 1:
                     vector.store(result, to, total)
@@ -132,14 +136,6 @@ def _channel_sums(unrolled: int):  # type: ignore[no-untyped-def]
                     vector.store_where(result, vector.shift(to, sub_pixel), sweep.result_step, total, mask)
 
     return sums
-
-
-@innermost
-def _store_pairs(result, to, even, odd, count):  # type: ignore[no-untyped-def]
-    """Write the first `count` of the lanes of two packs in turn."""
-    size = vector.lanes(result)
-    vector.store_where(result, to, 1, vector.zipped(even, odd, 0), vector.between(0, count))
-    vector.store_where(result, vector.shift(to, size), 1, vector.zipped(even, odd, 1), vector.between(0, count - size))
 
 
 _sums, _sums_3x3, _sums_5x5 = _channel_sums(0), _channel_sums(9), _channel_sums(25)
