@@ -160,6 +160,8 @@ def vectors_of(sweep, taps, first, last, size):  # type: ignore[no-untyped-def]
         fields[at + COUNT] = positions
         whole = positions == size and sweep.value_step == 1 and _is_whole(sweep, taps, a, b, size)
         fields[at + WHOLE] = 1 if whole else 0
+        for k in range(count):
+            masks[(v - first) * count + k] = -1 if whole else 0
         if not whole:
             _set_masks(masks, (v - first) * count, sweep, taps, limits, a, b, positions)
     return fields, masks
@@ -188,8 +190,8 @@ def _is_whole(sweep, taps, a, b, size):  # type: ignore[no-untyped-def]
 
 @inlined
 def _set_masks(masks, at, sweep, taps, limits, a, b, positions):  # type: ignore[no-untyped-def]
+    """Add to the masks of a vector from (a, b) on the lanes for which each tap is inside."""
     count = taps.size // TAP
-    masks[at : at + count] = 0
     lane = 0
     while lane < positions:  # the part of the vector in row a
         part = min(positions - lane, sweep.columns - b)
