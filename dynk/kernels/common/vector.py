@@ -25,6 +25,9 @@ from dynk.kernels.common.dtypes import narrow, widen
 from dynk.kernels.common.numeric import DTYPE_OF_STORAGE
 from dynk.kernels.common.vector_llvm import LANES, lowered, vector_of
 
+# Numba is typed in part only.
+register_jitable: Any = extending.register_jitable
+
 
 def _each(function: Callable[..., Any], *arguments: Any) -> Any:
     """Apply a function of numbers or vectors to tuples of them too."""
@@ -56,8 +59,8 @@ def lanes(array: Any) -> Any:
     return LANES["float64" if array.dtype == np.float64 else "float32"]
 
 
-@extending.register_jitable
-def between(first, last):  # type: ignore[no-untyped-def]
+@register_jitable
+def between(first: Any, last: Any) -> Any:
     """Return the mask of the lanes first <= l < last; both may lie outside the vector."""
     first, last = max(first, 0), max(last, 0)
     return 0 if last <= first else (1 << min(last, 32)) - (1 << first)
@@ -137,7 +140,7 @@ def _accumulator(array: Any) -> type:
 
 
 def _dtype(array: Any) -> str:
-    return DTYPE_OF_STORAGE.get(array.dtype, array.dtype.name)
+    return DTYPE_OF_STORAGE.get(array.dtype, str(array.dtype))
 
 
 def _chosen(array: Any, i: Any, step: Any, mask: Any) -> tuple[Any, Any]:

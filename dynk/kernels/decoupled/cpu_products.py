@@ -135,8 +135,8 @@ def _add_channels(  # type: ignore[no-untyped-def]
                 else:
                     _add_twelve(
                         first, last, n, c, pq, k, (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3),
-                        (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2), (0, 1, 2), grad_out, x, spatial, channel, rows, sums, unit,
-                        fields, masks, sweep, taps, g
+                        (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2), (0, 1, 2), grad_out, x, spatial, channel, rows, sums,
+                        unit, fields, masks, sweep, taps, g
                     )  # fmt: skip
                     k += 3
 

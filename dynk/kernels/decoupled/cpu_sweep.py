@@ -193,7 +193,7 @@ def _is_whole(sweep, taps, a, b, size):  # type: ignore[no-untyped-def]
     inside = b + size <= sweep.columns
     for k in range(taps.size // TAP):
         dy, dx = taps[k * TAP + DY], taps[k * TAP + DX]
-        inside = inside and 0 <= y + dy < sweep.height and 0 <= x + dx and last + dx < sweep.width
+        inside = inside and 0 <= y + dy < sweep.height and x + dx >= 0 and last + dx < sweep.width
     return inside
 
 
