@@ -109,13 +109,13 @@ def load(array: Any, i: Any) -> Any:
 def load_where(array: Any, i: Any, step: Any, mask: Any) -> Any:
     """Return every `step`-th element from `i` on, 0 in the lanes that `mask` excludes."""
 
-    def read(i: Any) -> Any:
+    def read(i: Any, mask: Any) -> Any:
         chosen, elements = _chosen(array, i, step, mask)
         result = np.zeros(lanes(array), _accumulator(array))
         result[chosen] = widen(array[elements], _dtype(array))
         return result
 
-    return _each(read, i)
+    return _each(read, i, mask)
 
 
 @lowered(vector_llvm.store, _nothing)
@@ -128,11 +128,11 @@ def store(array: Any, i: Any, value: Any) -> None:
 def store_where(array: Any, i: Any, step: Any, value: Any, mask: Any) -> None:
     """Write every `step`-th element from `i` on, in the lanes that `mask` includes."""
 
-    def write(i: Any, value: Any) -> None:
+    def write(i: Any, value: Any, mask: Any) -> None:
         chosen, elements = _chosen(array, i, step, mask)
         array[elements] = narrow(value[chosen].astype(np.float64), _dtype(array))
 
-    _each(write, i, value)
+    _each(write, i, value, mask)
 
 
 def _accumulator(array: Any) -> type:
@@ -187,7 +187,7 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 @lowered(vector_llvm.where, _as_second)
 def where(mask: Any, a: Any, b: Any) -> Any:
     """Return a in the lanes of the mask, b in the others."""
-    return _each(lambda a, b: np.where([mask >> lane & 1 for lane in range(a.size)], a, b), a, b)
+    return _each(lambda mask, a, b: np.where([mask >> lane & 1 for lane in range(a.size)], a, b), mask, a, b)
 
 
 @lowered(vector_llvm.zipped, _as_second)
