@@ -152,7 +152,7 @@ def _python_edits(code: str) -> Iterator[Edit]:
                 for left, right in pairwise(values):
                     symbol = _SYMBOLS[type(operator)]
                     yield Edit(*between(left, right, symbol), LOGIC[symbol], "logic")
-            case ast.AugAssign(target=target, op=operator, value=value):
+            case ast.AugAssign(target=target, op=operator, value=value) if type(operator) in _SYMBOLS:
                 symbol = f"{_SYMBOLS[type(operator)]}="
                 yield Edit(*between(target, value, symbol), ARITHMETIC[symbol], "arithmetic")
                 yield Edit(*between(target, value, symbol), "=", "arithmetic")
