@@ -50,6 +50,14 @@ def pair(function: str, argument: str, value: Any, *, least: int = 1) -> tuple[i
     return number, number
 
 
+def flag(function: str, argument: str, value: Any) -> bool:
+    """Return `value` if it is a bool, of Python or of NumPy."""
+    if type(value) is not bool and type(value).__name__ not in ("bool", "bool_"):
+        msg = f"{function}: {argument} must be a bool, got {brief(value)}"
+        raise TypeError(msg)
+    return bool(value)
+
+
 def choice(function: str, argument: str, value: Any, allowed: tuple[str, ...]) -> str:
     """Return `value` if it is one of the strings `allowed`."""
     if not isinstance(value, str):

@@ -21,7 +21,7 @@ Dtypes = tuple[str | None, ...]
 Options = tuple[Any, ...]
 
 # The public modules that hold operators. A new family is one more name here.
-FAMILIES = ("decoupled",)
+FAMILIES = ("decoupled", "sampled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,8 @@ class Operator:
         NamedTuple type of what `<name>_backward` returns.
     derivative
         derivative(index, tangent, arrays, options) -> (arrays, options) such that the operator applied to them is the
-        directional derivative with respect to argument `index`; None where the operator has no such form.
+        directional derivative with respect to argument `index`; raises NotImplementedError for options that leave no
+        such form. None where the operator has none.
     batched
         Names of the array arguments whose leading dimension is the batch N.
     samples

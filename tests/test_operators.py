@@ -217,7 +217,10 @@ def test_declared_derivative_is_that_of_the_operator(op: Operator, data: st.Data
         if array is None:
             continue
         tangent = rounded(np.random.default_rng(k).standard_normal(array.shape), "float64")
-        arrays, its_options = op.derivative(k, tangent, call.arrays, options)
+        try:
+            arrays, its_options = op.derivative(k, tangent, call.arrays, options)
+        except NotImplementedError:  # declared to have none for these options
+            return
         derivative = Call(op, arrays, dict(zip(op.options, its_options, strict=True)))
         ahead, magnitude = _moved(call, k, tangent).expected_forward()
         behind, less = _moved(call, k, -tangent).expected_forward()
