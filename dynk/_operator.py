@@ -7,6 +7,7 @@ files and one line in `FAMILIES`, and edits nothing.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -111,6 +112,10 @@ class Operator:
     def launchers(self, backend: str) -> Any:
         """Return the module of this family's launch functions for one backend file, such as "cpu"."""
         return importlib.import_module(f"dynk.kernels.{self.family}.{backend}")
+
+    def has_launchers(self, backend: str) -> bool:
+        """Return whether this family has such a file; it need not be importable here."""
+        return importlib.util.find_spec(f"dynk.kernels.{self.family}.{backend}") is not None
 
 
 def operators() -> dict[str, Operator]:

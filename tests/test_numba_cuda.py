@@ -30,7 +30,8 @@ from dynk.kernels.decoupled import numba_cuda, numba_cuda_norm  # noqa: E402
 
 DTYPES = run_numba_cuda.DTYPES
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
-each_operator = pytest.mark.parametrize("op", list(operators().values()), ids=lambda op: op.name)
+OPERATORS = [op for op in operators().values() if op.has_launchers("numba_cuda")]
+each_operator = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 on_emulator = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulator_unavailable()))
 
 KERNELS = {
@@ -62,7 +63,7 @@ class Recorder:
 def signatures(dtype):
     """Return the types with which the launch functions launch each kernel."""
     recorder, array = Recorder(), np.empty(1, dtype)
-    for op in operators().values():
+    for op in OPERATORS:
         shapes, options = op.samples[0]
         plan = op.plan(op.name, shapes, (dtype,) * len(shapes), op.canonical(**options))
         launchers = op.launchers("numba_cuda")
