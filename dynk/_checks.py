@@ -10,6 +10,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dynk._operator import Dtypes, Operator, Shape
 from dynk.kernels.common.dtypes import FLOATS, INTEGERS
 
@@ -52,7 +54,7 @@ def pair(function: str, argument: str, value: Any, *, least: int = 1) -> tuple[i
 
 def flag(function: str, argument: str, value: Any) -> bool:
     """Return `value` if it is a bool, of Python or of NumPy."""
-    if type(value) is not bool and type(value).__name__ not in ("bool", "bool_"):
+    if not isinstance(value, bool | np.bool_):
         msg = f"{function}: {argument} must be a bool, got {brief(value)}"
         raise TypeError(msg)
     return bool(value)
