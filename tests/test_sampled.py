@@ -317,9 +317,8 @@ def test_max_has_no_further_derivative(max_of: str) -> None:
 def test_author_layout_and_back(library: str, data: st.DataObject) -> None:
     dims = data.draw(st.lists(st.integers(1, 4), max_size=3))
     N, H, W = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
-    array = np.arange(N * H * W * int(np.prod(dims)), dtype=np.float32).reshape(
-        N, H, W, -1 if N else int(np.prod(dims))
-    )
+    shape = (N, H, W, math.prod(dims))
+    array = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
     given = array
     if library == "torch":
         given = pytest.importorskip("torch", reason="PyTorch is not installed").from_numpy(array)
