@@ -1,9 +1,4 @@
-"""LS-DFN on the CPU: one task makes one row of a result.
-
-All of the kernel but `across` is the same for all input channels and is applied to their sum, which is made first. The
-attention of the positions comes from the pixel at the centre of a sample: taps of one row of outputs are split where
-these centres leave the image.
-"""
+"""LS-DFN on the CPU: one task makes one row of a result."""
 
 from __future__ import annotations
 
@@ -11,35 +6,28 @@ import numpy as np
 from numba import prange
 
 from dynk.kernels.common.compile import inlined, kernel
-from dynk.kernels.common.numeric import accumulators, fill, load, store
+from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.sampled.cpu_dynamic import dynamic_filter_backward, dynamic_filter_forward
+from dynk.kernels.sampled.cpu_gradients import (
+    channel_blocks,
+    grad_across_task,
+    grad_position_attention_task,
+    grad_sample_attention_task,
+    grad_sum_task,
+    grad_within_task,
+    grad_x_task,
+)
 from dynk.kernels.sampled.cpu_rows import (
-    add_attended,
-    add_products,
     choices,
-    choose_sample,
-    end_inside,
-    first_inside,
-    merge,
-    output_row,
     reduce_sample,
-    run,
     sample_geometry,
-    share,
-    skip,
-    stage,
     store_reduced,
-    tap_column,
-    tap_row,
-    to_sample,
     weigh,
 )
+from dynk.kernels.sampled.cpu_samples import channel_sum_task, load_shared, sample_attention_row, sample_row
 from dynk.kernels.sampled.geometry import MAX
 
 __all__ = ["dynamic_filter_backward", "dynamic_filter_forward", "ls_dfn_backward", "ls_dfn_forward"]
-
-# Channels of a task of grad_x: they share the weighted gradients of its samples.
-CHANNELS = 16
 
 
 @kernel
@@ -50,10 +38,11 @@ def ls_dfn_forward(  # type: ignore[no-untyped-def]
     g = sample_geometry(geometry)
     channel_sum = accumulators(x, g.N * g.H * g.W)
     for task in prange(g.N * g.H):
-        _channel_sum_task(np.int64(task), x, channel_sum, geometry)
+        channel_sum_task(np.int64(task), x, channel_sum, geometry)
+    choice = np.zeros(0, np.int16)
     for task in prange(g.N * g.H * g.O):
         _forward_task(
-            np.int64(task), x, across, within, sample_attention, position_attention, channel_sum, out, geometry
+            np.int64(task), x, across, within, sample_attention, position_attention, channel_sum, out, choice, geometry
         )
 
 
@@ -66,506 +55,65 @@ def ls_dfn_backward(  # type: ignore[no-untyped-def]
     g = sample_geometry(geometry)
     channel_sum = accumulators(x, g.N * g.H * g.W)
     for task in prange(g.N * g.H):
-        _channel_sum_task(np.int64(task), x, channel_sum, geometry)
+        channel_sum_task(np.int64(task), x, channel_sum, geometry)
     choice = choices(g)
     if g.reduce == MAX:
+        unwanted = grad_out[:0]
         for task in prange(g.N * g.H * g.O):
-            _choice_task(
-                np.int64(task), x, across, within, sample_attention, position_attention, channel_sum, choice, geometry
-            )
+            _forward_task(
+                np.int64(task), x, across, within, sample_attention, position_attention, channel_sum, unwanted, choice,
+                geometry,
+            )  # fmt: skip
     if grad_x.size > 0:
         grad_sum = accumulators(x, g.N * g.H * g.W)
         for task in prange(g.N * g.H):
-            _grad_sum_task(
+            grad_sum_task(
                 np.int64(task), grad_out, within, sample_attention, position_attention, choice, grad_sum, geometry
             )
-        for task in prange(g.N * g.H * _blocks(g)):
-            _grad_x_task(
+        for task in prange(g.N * g.H * channel_blocks(g)):
+            grad_x_task(
                 np.int64(task), grad_out, across, sample_attention, position_attention, choice, grad_sum, grad_x,
                 geometry,
             )  # fmt: skip
     if grad_across.size > 0:
         for task in prange(g.N * g.H * g.O):
-            _grad_across_task(
+            grad_across_task(
                 np.int64(task), grad_out, x, sample_attention, position_attention, choice, grad_across, geometry
             )
     if grad_within.size > 0:
         for task in prange(g.N * g.H * g.O):
-            _grad_within_task(
+            grad_within_task(
                 np.int64(task), grad_out, sample_attention, position_attention, channel_sum, choice, grad_within,
                 geometry,
             )  # fmt: skip
     if grad_sample_attention.size > 0:
         for task in prange(g.N * g.H * g.O):
-            _grad_sample_attention_task(
+            grad_sample_attention_task(
                 np.int64(task), grad_out, x, across, within, position_attention, channel_sum, choice,
                 grad_sample_attention, geometry,
             )  # fmt: skip
     if grad_position_attention.size > 0:
         for task in prange(g.N * g.H * g.O):
-            _grad_position_attention_task(
+            grad_position_attention_task(
                 np.int64(task), grad_out, x, across, within, sample_attention, channel_sum, choice,
                 grad_position_attention, geometry,
             )  # fmt: skip
 
 
-# ---- forward ---------------------------------------------------------------------------------------------------------
-
-
-@inlined
-def _channel_sum_task(task, x, channel_sum, geometry):  # type: ignore[no-untyped-def]
-    g = sample_geometry(geometry)
-    y, n = task % g.H, task // g.H
-    row = np.zeros(g.W, np.float64)
-    for c in range(g.C):
-        start = ((n * g.C + c) * g.H + y) * g.W
-        for k in range(g.W):
-            store(row, k, load(row, k) + load(x, start + k))
-    for k in range(g.W):
-        store(channel_sum, task * g.W + k, channel_sum.dtype.type(load(row, k)))
-
-
 @inlined
 def _forward_task(  # type: ignore[no-untyped-def]
-    task, x, across, within, sample_attention, position_attention, channel_sum, out, geometry
+    task, x, across, within, sample_attention, position_attention, channel_sum, out, choice, geometry
 ):
     g = sample_geometry(geometry)
     o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
     sample, part, reduced = accumulators(x, g.W), accumulators(x, g.W), accumulators(x, g.W)
     total = np.zeros(g.W, np.float64)
     shared = accumulators(x, g.kh * g.kw * g.W)
-    _load_shared(n, o, y, 0, g.kh, within, shared, g)
+    load_shared(n, o, y, 0, g.kh, within, shared, g)
     for a in range(g.samples):
         for b in range(g.samples):
-            _sample(n, a, b, o, y, x, across, shared, position_attention, channel_sum, sample, total, g)
+            sample_row(n, a, b, o, y, x, across, shared, position_attention, channel_sum, sample, total, g)
             if g.has_sample_attention != 0:
-                weigh(sample, 0, sample_attention, _sample_row(n, a, b, o, y, g), g.sample_residual, g.W)
-            reduce_sample(sample, n, a, b, o, y, part, reduced, out, g)
+                weigh(sample, 0, sample_attention, sample_attention_row(n, a, b, o, y, g), g.sample_residual, g.W)
+            reduce_sample(sample, n, a, b, o, y, part, reduced, out, choice, g)
     store_reduced(n, o, y, reduced, out, g)
-
-
-@inlined
-def _choice_task(  # type: ignore[no-untyped-def]
-    task, x, across, within, sample_attention, position_attention, channel_sum, choice, geometry
-):
-    g = sample_geometry(geometry)
-    o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
-    sample, best = accumulators(x, g.W), accumulators(x, g.W)
-    total = np.zeros(g.W, np.float64)
-    shared = accumulators(x, g.kh * g.kw * g.W)
-    _load_shared(n, o, y, 0, g.kh, within, shared, g)
-    for a in range(g.samples):
-        for b in range(g.samples):
-            _sample(n, a, b, o, y, x, across, shared, position_attention, channel_sum, sample, total, g)
-            if g.has_sample_attention != 0:
-                weigh(sample, 0, sample_attention, _sample_row(n, a, b, o, y, g), g.sample_residual, g.W)
-            choose_sample(sample, n, a, b, o, y, best, choice, g)
-
-
-@inlined
-def _sample(  # type: ignore[no-untyped-def]
-    n, a, b, o, y, x, across, shared, position_attention, channel_sum, row, total, g
-):
-    """Form one row of sample (a, b) before its attention."""
-    fill(row, 0)
-    centre, dx = y + to_sample(a, g), to_sample(b, g)
-    first, end = _centres(centre, dx, g)
-    terms = 0
-    if g.has_across != 0 and first < end:
-        _mix(n, o, y, centre, dx, first, end, x, across, row, total, g)
-        if g.has_position_attention != 0:
-            attention = _tap_row(n, o, (g.kh - 1) // 2, (g.kw - 1) // 2, centre, g) + dx
-            weigh(row, first, position_attention, attention + first, g.position_residual, end - first)
-        terms = 1
-    for i in range(g.kh):
-        h = centre + tap_row(i, g)
-        if h < 0 or h >= g.H:
-            continue
-        for j in range(g.kw):
-            if _is_shared(i, j, g):
-                terms = stage(terms, row, total)
-                image = (n * g.H + h) * g.W + dx + tap_column(j, g)
-                _add_tap(
-                    row, 0, i, j, shared, (i * g.kw + j) * g.W, channel_sum, image, position_attention, n, o, centre,
-                    dx, 0, g.W, g,
-                )  # fmt: skip
-    merge(terms, row, total)
-
-
-@inlined
-def _mix(n, o, y, centre, dx, first, end, x, across, row, total, g):  # type: ignore[no-untyped-def]
-    """Sum across * x over the channels, at the centre of a sample, for the pixels from `first` to `end`."""
-    terms = 0
-    for c in range(g.C):
-        terms = stage(terms, row, total)
-        image = ((n * g.C + c) * g.H + centre) * g.W + dx
-        add_products(row, first, across, _across_row(n, o, c, y, g) + first, x, image + first, end - first)
-    merge(terms, row, total)
-
-
-# ---- gradients of the image ------------------------------------------------------------------------------------------
-
-
-@inlined
-def _grad_sum_task(  # type: ignore[no-untyped-def]
-    task, grad_out, within, sample_attention, position_attention, choice, grad_sum, geometry
-):
-    """Gather a row of the gradient of the channel sum from every row of outputs that read it."""
-    g = sample_geometry(geometry)
-    h, n = task % g.H, task // g.H
-    row, total = accumulators(grad_sum, g.W), np.zeros(g.W, np.float64)
-    grad, shared = accumulators(grad_sum, g.W), accumulators(grad_sum, g.kh * g.kw * g.W)
-    terms = 0
-    for o in range(g.O):
-        for a in range(g.samples):
-            for i in range(g.kh):
-                y = h - to_sample(a, g) - tap_row(i, g)
-                if y < 0 or y >= g.H or not _is_shared_row(i, g):
-                    continue
-                _load_shared(n, o, y, i, i + 1, within, shared, g)
-                outputs = output_row(n, 0, 0, o, y, g)
-                for b in range(g.samples):
-                    _load_grad(n, a, b, o, y, grad_out, sample_attention, grad, g)
-                    dx = to_sample(b, g)
-                    for j in range(g.kw):
-                        if not _is_shared(i, j, g):
-                            continue
-                        terms = stage(terms, row, total)
-                        first = skip(choice, outputs, 0, g.W, a, b, g)
-                        while first < g.W:
-                            stop = run(choice, outputs, first, g.W, a, b, g)
-                            _add_tap(
-                                row, dx + tap_column(j, g), i, j, shared, (i * g.kw + j) * g.W, grad, 0,
-                                position_attention, n, o, y + to_sample(a, g), dx, first, stop, g,
-                            )  # fmt: skip
-                            first = skip(choice, outputs, stop, g.W, a, b, g)
-    merge(terms, row, total)
-    for k in range(g.W):
-        store(grad_sum, task * g.W + k, load(row, k))
-
-
-@inlined
-def _grad_x_task(  # type: ignore[no-untyped-def]
-    task, grad_out, across, sample_attention, position_attention, choice, grad_sum, grad_x, geometry
-):
-    """Gather a row of some channels from every row of outputs centred on it, and add that of the channel sum."""
-    g = sample_geometry(geometry)
-    blocks = _blocks(g)
-    c0, h, n = task % blocks * CHANNELS, task // blocks % g.H, task // blocks // g.H
-    channels = min(CHANNELS, g.C - c0)
-    sums = np.zeros(channels * g.W, np.float64)
-    row = accumulators(grad_x, g.W)
-    grads = accumulators(grad_x, g.samples * g.W)
-    if g.has_across != 0:
-        for o in range(g.O):
-            for a in range(g.samples):
-                y = h - to_sample(a, g)
-                if y < 0 or y >= g.H:
-                    continue
-                _load_weighted(n, a, o, y, grad_out, sample_attention, position_attention, grads, 0, g)
-                outputs = output_row(n, 0, 0, o, y, g)
-                for c in range(channels):
-                    _gather(n, a, o, y, c0 + c, outputs, across, choice, grads, row, g)
-                    for k in range(g.W):
-                        store(sums, c * g.W + k, load(sums, c * g.W + k) + load(row, k))
-    for c in range(channels):
-        start = ((n * g.C + c0 + c) * g.H + h) * g.W
-        for k in range(g.W):
-            whole = load(sums, c * g.W + k) + load(grad_sum, (n * g.H + h) * g.W + k)
-            store(grad_x, start + k, row.dtype.type(whole))
-
-
-@inlined
-def _gather(n, a, o, y, c, outputs, across, choice, grads, row, g):  # type: ignore[no-untyped-def]
-    """Sum, in `row`, what the samples of row a give to the row of the image at their centre."""
-    fill(row, 0)
-    filters = _across_row(n, o, c, y, g)
-    for b in range(g.samples):
-        dx = to_sample(b, g)
-        end = end_inside(g.W, dx)
-        first = skip(choice, outputs, first_inside(dx), end, a, b, g)
-        while first < end:
-            stop = run(choice, outputs, first, end, a, b, g)
-            add_products(row, first + dx, grads, b * g.W + first, across, filters + first, stop - first)
-            first = skip(choice, outputs, stop, end, a, b, g)
-
-
-# ---- gradients of the filters ----------------------------------------------------------------------------------------
-
-
-@inlined
-def _grad_across_task(  # type: ignore[no-untyped-def]
-    task, grad_out, x, sample_attention, position_attention, choice, grad_across, geometry
-):
-    """Sum over the samples for one row of pixels and every input channel."""
-    g = sample_geometry(geometry)
-    o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
-    row, total = accumulators(x, g.W), np.zeros(g.W, np.float64)
-    grads = accumulators(x, g.samples * g.samples * g.W)
-    outputs = output_row(n, 0, 0, o, y, g)
-    for a in range(g.samples):
-        at = a * g.samples * g.W
-        _load_weighted(n, a, o, y, grad_out, sample_attention, position_attention, grads, at, g)
-    for c in range(g.C):
-        fill(row, 0)
-        terms = 0
-        for a in range(g.samples):
-            h = y + to_sample(a, g)
-            if h < 0 or h >= g.H:
-                continue
-            for b in range(g.samples):
-                dx = to_sample(b, g)
-                end = end_inside(g.W, dx)
-                first = skip(choice, outputs, first_inside(dx), end, a, b, g)
-                at, image = (a * g.samples + b) * g.W, ((n * g.C + c) * g.H + h) * g.W + dx
-                terms = stage(terms, row, total)
-                while first < end:
-                    stop = run(choice, outputs, first, end, a, b, g)
-                    add_products(row, first, grads, at + first, x, image + first, stop - first)
-                    first = skip(choice, outputs, stop, end, a, b, g)
-        merge(terms, row, total)
-        start = _across_row(n, o, c, y, g)
-        for k in range(g.W):
-            store(grad_across, start + k, load(row, k))
-
-
-@inlined
-def _grad_within_task(  # type: ignore[no-untyped-def]
-    task, grad_out, sample_attention, position_attention, channel_sum, choice, grad_within, geometry
-):
-    """Sum over the samples for one row of pixels and every tap."""
-    g = sample_geometry(geometry)
-    o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
-    size = g.kh * g.kw * g.W
-    rows, totals, grad = accumulators(grad_out, size), np.zeros(size, np.float64), accumulators(grad_out, g.W)
-    outputs = output_row(n, 0, 0, o, y, g)
-    terms = 0
-    for a in range(g.samples):
-        for b in range(g.samples):
-            terms = stage(terms, rows, totals)
-            _load_grad(n, a, b, o, y, grad_out, sample_attention, grad, g)
-            centre, dx = y + to_sample(a, g), to_sample(b, g)
-            first = skip(choice, outputs, 0, g.W, a, b, g)
-            while first < g.W:
-                stop = run(choice, outputs, first, g.W, a, b, g)
-                for i in range(g.kh):
-                    h = centre + tap_row(i, g)
-                    if h < 0 or h >= g.H:
-                        continue
-                    for j in range(g.kw):
-                        image = (n * g.H + h) * g.W + dx + tap_column(j, g)
-                        _add_tap(
-                            rows, (i * g.kw + j) * g.W, i, j, grad, 0, channel_sum, image, position_attention, n, o,
-                            centre, dx, first, stop, g,
-                        )  # fmt: skip
-                first = skip(choice, outputs, stop, g.W, a, b, g)
-    merge(terms, rows, totals)
-    _store_taps(n, o, y, rows, grad_within, g)
-
-
-# ---- gradients of the attentions -------------------------------------------------------------------------------------
-
-
-@inlined
-def _grad_sample_attention_task(  # type: ignore[no-untyped-def]
-    task, grad_out, x, across, within, position_attention, channel_sum, choice, grad_sample_attention, geometry
-):
-    """Form the samples of one row of pixels again; 0 where "max" chose another."""
-    g = sample_geometry(geometry)
-    o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
-    sample, total = accumulators(x, g.W), np.zeros(g.W, np.float64)
-    shared = accumulators(x, g.kh * g.kw * g.W)
-    _load_shared(n, o, y, 0, g.kh, within, shared, g)
-    outputs = output_row(n, 0, 0, o, y, g)
-    gain = sample.dtype.type(share(g))
-    for a in range(g.samples):
-        for b in range(g.samples):
-            _sample(n, a, b, o, y, x, across, shared, position_attention, channel_sum, sample, total, g)
-            grads, start = output_row(n, a, b, o, y, g), _sample_row(n, a, b, o, y, g)
-            for k in range(g.W):
-                grad = load(grad_out, grads + k) * gain * load(sample, k)
-                taken = skip(choice, outputs, k, k + 1, a, b, g) == k
-                store(grad_sample_attention, start + k, grad if taken else sample.dtype.type(0))
-
-
-@inlined
-def _grad_position_attention_task(  # type: ignore[no-untyped-def]
-    task, grad_out, x, across, within, sample_attention, channel_sum, choice, grad_position_attention, geometry
-):
-    """Gather a row of pixels, for every tap, from every row of outputs with samples centred on it."""
-    g = sample_geometry(geometry)
-    o, centre, n = task % g.O, task // g.O % g.H, task // g.O // g.H
-    size = g.kh * g.kw * g.W
-    rows, totals, shared = accumulators(x, size), np.zeros(size, np.float64), accumulators(x, size)
-    grad, mixed, total = accumulators(x, g.W), accumulators(x, g.W), np.zeros(g.W, np.float64)
-    terms = 0
-    for a in range(g.samples):
-        y = centre - to_sample(a, g)
-        if y < 0 or y >= g.H:
-            continue
-        _load_shared(n, o, y, 0, g.kh, within, shared, g)
-        outputs = output_row(n, 0, 0, o, y, g)
-        for b in range(g.samples):
-            dx = to_sample(b, g)
-            end = end_inside(g.W, dx)
-            first = skip(choice, outputs, first_inside(dx), end, a, b, g)
-            if first >= end:
-                continue
-            _load_grad(n, a, b, o, y, grad_out, sample_attention, grad, g)
-            if g.has_across != 0:
-                fill(mixed, 0)
-                _mix(n, o, y, centre, dx, first, end, x, across, mixed, total, g)
-            terms = stage(stage(terms, rows, totals), rows, totals)  # up to two to each tap
-            while first < end:
-                stop = run(choice, outputs, first, end, a, b, g)
-                if g.has_across != 0:
-                    middle = ((g.kh - 1) // 2 * g.kw + (g.kw - 1) // 2) * g.W
-                    add_products(rows, middle + dx + first, grad, first, mixed, first, stop - first)
-                _add_shared_taps(n, centre, dx, first, stop, grad, shared, channel_sum, rows, g)
-                first = skip(choice, outputs, stop, end, a, b, g)
-    merge(terms, rows, totals)
-    _store_taps(n, o, centre, rows, grad_position_attention, g)
-
-
-@inlined
-def _add_shared_taps(n, centre, dx, first, stop, grad, shared, channel_sum, rows, g):  # type: ignore[no-untyped-def]
-    """Add gradient * filter * image to each tap's row, at the samples' centres of the pixels from `first` to `stop`."""
-    for i in range(g.kh):
-        h = centre + tap_row(i, g)
-        if h < 0 or h >= g.H:
-            continue
-        for j in range(g.kw):
-            if _is_shared(i, j, g):
-                to_tap = dx + tap_column(j, g)
-                lo, hi = max(first, first_inside(to_tap)), min(stop, end_inside(g.W, to_tap))
-                at, image = (i * g.kw + j) * g.W, (n * g.H + h) * g.W + to_tap
-                for k in range(lo, hi):
-                    term = load(grad, k) * load(shared, at + k) * load(channel_sum, image + k)
-                    store(rows, at + dx + k, load(rows, at + dx + k) + term)
-
-
-# ---- helpers ---------------------------------------------------------------------------------------------------------
-
-
-@inlined
-def _blocks(g):  # type: ignore[no-untyped-def]
-    return (g.C + CHANNELS - 1) // CHANNELS
-
-
-@inlined
-def _across_row(n, o, c, y, g):  # type: ignore[no-untyped-def]
-    return (((n * g.O + o) * g.C + c) * g.H + y) * g.W
-
-
-@inlined
-def _tap_row(n, o, i, j, y, g):  # type: ignore[no-untyped-def]
-    """Return where the row y of a tap starts in `within` and the attention of positions."""
-    return ((((n * g.O + o) * g.kh + i) * g.kw + j) * g.H + y) * g.W
-
-
-@inlined
-def _sample_row(n, a, b, o, y, g):  # type: ignore[no-untyped-def]
-    """Return where the row y of a sample starts in the attention of samples."""
-    return ((((n * g.O + o) * g.samples + a) * g.samples + b) * g.H + y) * g.W
-
-
-@inlined
-def _is_centre(i, j, g):  # type: ignore[no-untyped-def]
-    return i == (g.kh - 1) // 2 and j == (g.kw - 1) // 2
-
-
-@inlined
-def _is_shared(i, j, g):  # type: ignore[no-untyped-def]
-    """Return whether a tap sees the channel sum."""
-    return g.has_within != 0 or (g.kernel_residual != 0 and _is_centre(i, j, g))
-
-
-@inlined
-def _is_shared_row(i, g):  # type: ignore[no-untyped-def]
-    return _is_shared(i, (g.kw - 1) // 2, g)
-
-
-@inlined
-def _load_shared(n, o, y, i0, i1, within, shared, g):  # type: ignore[no-untyped-def]
-    """Load a row of what kernel rows i0 to i1 hold for all input channels alike: `within`, and 1/C at the centre."""
-    zero = shared.dtype.type(0)
-    for i in range(i0, i1):
-        for j in range(g.kw):
-            residual = zero
-            if g.kernel_residual != 0 and _is_centre(i, j, g):
-                residual = shared.dtype.type(1.0 / g.C)
-            at, start = (i * g.kw + j) * g.W, _tap_row(n, o, i, j, y, g)
-            for k in range(g.W):
-                own = load(within, start + k) if g.has_within != 0 else zero
-                store(shared, at + k, own + residual)
-
-
-@inlined
-def _load_grad(n, a, b, o, y, grad_out, sample_attention, grad, g):  # type: ignore[no-untyped-def]
-    """Load a row of the gradient with respect to sample (a, b) before its attention."""
-    start, gain = output_row(n, a, b, o, y, g), grad.dtype.type(share(g))
-    for k in range(g.W):
-        store(grad, k, load(grad_out, start + k) * gain)
-    if g.has_sample_attention != 0:
-        weigh(grad, 0, sample_attention, _sample_row(n, a, b, o, y, g), g.sample_residual, g.W)
-
-
-@inlined
-def _load_weighted(  # type: ignore[no-untyped-def]
-    n, a, o, y, grad_out, sample_attention, position_attention, grads, at, g
-):
-    """Load rows of the gradients with respect to the centre taps of sample row a, from grads[at] on."""
-    centre, gain = y + to_sample(a, g), grads.dtype.type(share(g))
-    for b in range(g.samples):
-        start, row, dx = output_row(n, a, b, o, y, g), at + b * g.W, to_sample(b, g)
-        for k in range(g.W):
-            store(grads, row + k, load(grad_out, start + k) * gain)
-        if g.has_sample_attention != 0:
-            weigh(grads, row, sample_attention, _sample_row(n, a, b, o, y, g), g.sample_residual, g.W)
-        if g.has_position_attention != 0:
-            first, end = _centres(centre, dx, g)
-            attention = _tap_row(n, o, (g.kh - 1) // 2, (g.kw - 1) // 2, centre, g) + dx
-            weigh(grads, row + first, position_attention, attention + first, g.position_residual, end - first)
-
-
-@inlined
-def _store_taps(n, o, y, rows, array, g):  # type: ignore[no-untyped-def]
-    """Write a row of every tap."""
-    for tap in range(g.kh * g.kw):
-        start = _tap_row(n, o, tap // g.kw, tap % g.kw, y, g)
-        for k in range(g.W):
-            store(array, start + k, load(rows, tap * g.W + k))
-
-
-@inlined
-def _centres(row, dx, g):  # type: ignore[no-untyped-def]
-    """Return the first and the end of the pixels whose samples, in `row`, dx to the right, are centred in the image."""
-    if row < 0 or row >= g.H:
-        return 0, 0
-    return first_inside(dx), end_inside(g.W, dx)
-
-
-@inlined
-def _add_tap(  # type: ignore[no-untyped-def]
-    row, r, i, j, a, a0, b, b0, position_attention, n, o, centre, dx, first, stop, g
-):
-    """Add a * attention * b at r + k, for those of the pixels k from `first` to `stop` whose tap (i, j) is read.
-
-    `centre` is the row of the samples' centres, dx to the right of the pixels.
-    """
-    to_tap = dx + tap_column(j, g)
-    lo, hi = max(first, first_inside(to_tap)), min(stop, end_inside(g.W, to_tap))
-    if g.has_position_attention == 0:
-        add_products(row, r + lo, a, a0 + lo, b, b0 + lo, hi - lo)
-        return
-    start, end = _centres(centre, dx, g)
-    mid_lo = min(max(lo, start), hi)
-    mid_hi = max(mid_lo, min(hi, end))
-    if g.position_residual != 0:
-        add_products(row, r + lo, a, a0 + lo, b, b0 + lo, mid_lo - lo)
-        add_products(row, r + mid_hi, a, a0 + mid_hi, b, b0 + mid_hi, hi - mid_hi)
-    attention = _tap_row(n, o, i, j, centre, g) + dx
-    add_attended(
-        row, r + mid_lo, a, a0 + mid_lo, position_attention, attention + mid_lo, g.position_residual, b, b0 + mid_lo,
-        mid_hi - mid_lo,
-    )  # fmt: skip

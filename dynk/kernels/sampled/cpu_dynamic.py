@@ -10,7 +10,6 @@ from dynk.kernels.common.numeric import accumulators, fill, load, store
 from dynk.kernels.sampled.cpu_rows import (
     add_products,
     choices,
-    choose_sample,
     end_inside,
     first_inside,
     merge,
@@ -33,8 +32,9 @@ from dynk.kernels.sampled.geometry import MAX
 def dynamic_filter_forward(x, kernel, out, geometry, reals):  # type: ignore[no-untyped-def]
     """LS-DFN Eqs. 2 and 5."""
     g = sample_geometry(geometry)
+    choice = np.zeros(0, np.int16)
     for task in prange(g.N * g.H * g.O):
-        _forward_task(np.int64(task), x, kernel, out, geometry)
+        _forward_task(np.int64(task), x, kernel, out, choice, geometry)
 
 
 @kernel
@@ -43,8 +43,9 @@ def dynamic_filter_backward(grad_out, x, kernel, grad_x, grad_kernel, geometry, 
     g = sample_geometry(geometry)
     choice = choices(g)
     if g.reduce == MAX:
+        unwanted = grad_out[:0]
         for task in prange(g.N * g.H * g.O):
-            _choice_task(np.int64(task), x, kernel, choice, geometry)
+            _forward_task(np.int64(task), x, kernel, unwanted, choice, geometry)
     if grad_x.size > 0:
         for task in prange(g.N * g.H * g.C):
             _grad_x_task(np.int64(task), grad_out, kernel, choice, grad_x, geometry)
@@ -54,7 +55,7 @@ def dynamic_filter_backward(grad_out, x, kernel, grad_x, grad_kernel, geometry, 
 
 
 @inlined
-def _forward_task(task, x, kernel, out, geometry):  # type: ignore[no-untyped-def]
+def _forward_task(task, x, kernel, out, choice, geometry):  # type: ignore[no-untyped-def]
     g = sample_geometry(geometry)
     o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
     sample, part, reduced = accumulators(x, g.W), accumulators(x, g.W), accumulators(x, g.W)
@@ -62,20 +63,8 @@ def _forward_task(task, x, kernel, out, geometry):  # type: ignore[no-untyped-de
     for a in range(g.samples):
         for b in range(g.samples):
             _sample(n, a, b, o, y, x, kernel, sample, total, g)
-            reduce_sample(sample, n, a, b, o, y, part, reduced, out, g)
+            reduce_sample(sample, n, a, b, o, y, part, reduced, out, choice, g)
     store_reduced(n, o, y, reduced, out, g)
-
-
-@inlined
-def _choice_task(task, x, kernel, choice, geometry):  # type: ignore[no-untyped-def]
-    g = sample_geometry(geometry)
-    o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
-    sample, best = accumulators(x, g.W), accumulators(x, g.W)
-    total = np.zeros(g.W, np.float64)
-    for a in range(g.samples):
-        for b in range(g.samples):
-            _sample(n, a, b, o, y, x, kernel, sample, total, g)
-            choose_sample(sample, n, a, b, o, y, best, choice, g)
 
 
 @inlined

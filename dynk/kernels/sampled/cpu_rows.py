@@ -120,8 +120,11 @@ def larger(value, best):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def reduce_sample(sample, n, a, b, o, y, part, total, out, g):  # type: ignore[no-untyped-def]
-    """Take one more sample of a row of outputs: in order, so that a row of samples is summed in `part` first."""
+def reduce_sample(sample, n, a, b, o, y, part, total, out, choice, g):  # type: ignore[no-untyped-def]
+    """Take one more sample of a row of outputs, in order: a row of samples is summed in `part` first.
+
+    For "max" it is remembered in `choice`, unless that is empty, which sample is the largest so far.
+    """
     if g.reduce == NONE:
         start = output_row(n, a, b, o, y, g)
         for k in range(g.W):
@@ -130,6 +133,8 @@ def reduce_sample(sample, n, a, b, o, y, part, total, out, g):  # type: ignore[n
         for k in range(g.W):
             if (a == 0 and b == 0) or larger(load(sample, k), load(total, k)):
                 store(total, k, load(sample, k))
+                if choice.size > 0:
+                    choice[output_row(n, 0, 0, o, y, g) + k] = a * g.samples + b
     else:
         for k in range(g.W):
             done = load(part, k) if b > 0 else part.dtype.type(0)
@@ -142,8 +147,8 @@ def reduce_sample(sample, n, a, b, o, y, part, total, out, g):  # type: ignore[n
 
 @inlined
 def store_reduced(n, o, y, total, out, g):  # type: ignore[no-untyped-def]
-    """Write a row of outputs once all samples are taken."""
-    if g.reduce != NONE:
+    """Write a row of outputs once all samples are taken; an output of size 0 is not wanted."""
+    if g.reduce != NONE and out.size > 0:
         start = output_row(n, 0, 0, o, y, g)
         gain = total.dtype.type(share(g))
         for k in range(g.W):
@@ -160,16 +165,6 @@ def share(g):  # type: ignore[no-untyped-def]
 def choices(g):  # type: ignore[no-untyped-def]
     """Return memory for the sample that "max" chooses for each output; none for the other reductions."""
     return np.zeros(g.N * g.O * g.H * g.W if g.reduce == MAX else 0, np.int16)
-
-
-@inlined
-def choose_sample(sample, n, a, b, o, y, best, choice, g):  # type: ignore[no-untyped-def]
-    """Take one more sample of a row of outputs, in order, and remember which is the best."""
-    start = output_row(n, a, b, o, y, g)
-    for k in range(g.W):
-        if (a == 0 and b == 0) or larger(load(sample, k), load(best, k)):
-            store(best, k, load(sample, k))
-            choice[start + k] = a * g.samples + b
 
 
 @inlined
