@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from bench.peers import jax_peer, torch_peer
 from bench.registry import Arrays, Case, Contender
 
 
@@ -45,13 +44,13 @@ def _shifted_sum(pad: Callable[..., Any], x: Any, spatial: Any, channel: Any) ->
     return out
 
 
-def _torch_ddf(x: Any, spatial: Any, channel: Any) -> Any:
+def _torch_ddf(x: Any, spatial: Any, channel: Any, **_: Any) -> Any:
     from torch.nn import functional
 
     return _shifted_sum(lambda a, t, b, le, r: functional.pad(a, (le, r, t, b)), x, spatial, channel)
 
 
-def _torch_upsample(x: Any, spatial: Any, channel: Any) -> Any:
+def _torch_upsample(x: Any, spatial: Any, channel: Any, **_: Any) -> Any:
     import torch
     from torch.nn import functional
 
@@ -60,18 +59,18 @@ def _torch_upsample(x: Any, spatial: Any, channel: Any) -> Any:
     return functional.pixel_shuffle(torch.stack(branches, 2).flatten(1, 2), s)
 
 
-def _torch_norm(f: Any, scale: Any, shift: Any) -> Any:
+def _torch_norm(f: Any, scale: Any, shift: Any, **_: Any) -> Any:
     z = (f - f.mean((2, 3), keepdim=True)) / (f.std((2, 3), keepdim=True) + 1e-10)
     return z * scale if shift is None else z * scale + shift
 
 
-def _jax_ddf(x: Any, spatial: Any, channel: Any) -> Any:
+def _jax_ddf(x: Any, spatial: Any, channel: Any, **_: Any) -> Any:
     import jax.numpy as jnp
 
     return _shifted_sum(lambda a, t, b, le, r: jnp.pad(a, ((0, 0), (0, 0), (t, b), (le, r))), x, spatial, channel)
 
 
-def _jax_upsample(x: Any, spatial: Any, channel: Any) -> Any:
+def _jax_upsample(x: Any, spatial: Any, channel: Any, **_: Any) -> Any:
     import jax.numpy as jnp
 
     s = spatial.shape[2]
@@ -80,7 +79,7 @@ def _jax_upsample(x: Any, spatial: Any, channel: Any) -> Any:
     return jnp.stack(rows, 3).reshape(n, c, s * h, s * w)
 
 
-def _jax_norm(f: Any, scale: Any, shift: Any) -> Any:
+def _jax_norm(f: Any, scale: Any, shift: Any, **_: Any) -> Any:
     z = (f - f.mean((2, 3), keepdims=True)) / (f.std((2, 3), ddof=1, keepdims=True) + 1e-10)
     return z * scale if shift is None else z * scale + shift
 
@@ -90,63 +89,6 @@ _JAX = {"ddf": _jax_ddf, "ddf_upsample": _jax_upsample, "filter_norm": _jax_norm
 
 
 # ---- contenders -----------------------------------------------------------------------------------
-
-
-def _torch_call(formula: Callable[..., Any], arrays: Arrays, grad_out: Any, direction: str) -> Any:
-    import torch
-
-    tensors = [None if a is None else torch.from_numpy(a) for a in arrays]
-    if direction == "forward":
-
-        def forward() -> tuple[Any, ...]:
-            with torch.no_grad():
-                return (formula(*tensors).numpy(),)
-
-        return forward
-    grad = torch.from_numpy(grad_out)
-    given = [t.requires_grad_() for t in tensors if t is not None]
-
-    def step() -> tuple[Any, ...]:
-        return tuple(g.numpy() for g in torch.autograd.grad(formula(*tensors), given, grad))
-
-    return step
-
-
-def _torch_peer(compiled: bool) -> Any:
-    def make(operator: str) -> Any:
-        def call(arrays: Arrays, grad_out: Any, options: dict[str, Any], direction: str) -> Any:
-            import torch
-
-            formula = torch.compile(_TORCH[operator], dynamic=False) if compiled else _TORCH[operator]
-            return _torch_call(formula, arrays, grad_out, direction)
-
-        return call
-
-    return make
-
-
-def _jax_peer(operator: str) -> Any:
-    def call(arrays: Arrays, grad_out: Any, options: dict[str, Any], direction: str) -> Any:
-        import jax
-        import jax.numpy as jnp
-
-        given = [i for i, a in enumerate(arrays) if a is not None]
-        values = [jnp.asarray(arrays[i]) for i in given]
-
-        def formula(*present: Any) -> Any:
-            full: list[Any] = [None] * len(arrays)
-            for i, value in zip(given, present, strict=True):
-                full[i] = value
-            return _JAX[operator](*full)
-
-        if direction == "forward":
-            run = jax.jit(formula)
-            return lambda: (np.asarray(run(*values).block_until_ready()),)
-        grad = jnp.asarray(grad_out)
-        pull = jax.jit(lambda grad, *present: jax.vjp(formula, *present)[1](grad))
-        return lambda: tuple(np.asarray(g) for g in jax.block_until_ready(pull(grad, *values)))
-
-    return call
 
 
 def _depthwise(channels_last: bool) -> Any:
@@ -184,9 +126,9 @@ PEERS = [
     contender
     for operator in _TORCH
     for contender in (
-        Contender("PyTorch eager", _torch_peer(False)(operator), operators=(operator,)),
-        Contender("torch.compile", _torch_peer(True)(operator), operators=(operator,)),
-        Contender("jax.jit", _jax_peer(operator), operators=(operator,)),
+        Contender("PyTorch eager", torch_peer(_TORCH[operator]), operators=(operator,)),
+        Contender("torch.compile", torch_peer(_TORCH[operator], compiled=True), operators=(operator,)),
+        Contender("jax.jit", jax_peer(_JAX[operator]), operators=(operator,)),
     )
 ] + [
     Contender("PyTorch depth-wise conv", _depthwise(False), yardstick=True, operators=("ddf",)),
