@@ -121,7 +121,7 @@ class EmulatedCupy:
 
 @cache
 def _module(path: Path, expressions: tuple[str, ...]) -> RawModule:
-    options = ("-std=c++17", f"-I{Path(common.__file__).parent}")
+    options = ("-std=c++17", f"-I{Path(common.__file__).parent}", f"-I{path.parent}")
     return RawModule(path.read_text(), options=options, name_expressions=expressions)
 
 

@@ -107,7 +107,7 @@ def nvrtc_version() -> str:
 def compile_kernels(row: Row, expressions: tuple[str, ...], architecture: str) -> dict[str, Usage]:
     """Return what each instantiation takes, as the assembler reports it."""
     core = pytest.importorskip("cuda.core", reason="cuda-core is not installed")
-    include = [str(folder) for folder in (Path(common.__file__).parent, *cuda_include_folders())]
+    include = [str(folder) for folder in (Path(common.__file__).parent, row.folder, *cuda_include_folders())]
     options = core.ProgramOptions(arch=architecture, std="c++17", include_path=include, ptxas_options=["-v"])
     log = io.StringIO()
     program = core.Program((row.folder / row.source).read_text(), "c++", options)
@@ -272,11 +272,18 @@ def _measure(case: tuple[Row, str]) -> tuple[str, str, Usage]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Compiles every kernel for every architecture; half an hour of CPU.")
+    parser = argparse.ArgumentParser(description="Compiles every kernel for every architecture; minutes of CPU.")
     parser.add_argument("--write", action="store_true", required=True, help="renew budgets.json")
-    parser.parse_args()
+    parser.add_argument("--workers", type=int, help="processes that compile (default: one for each processor)")
+    parser.add_argument("--only", metavar="TEXT", help="renew the lines that contain this and keep the others")
+    options = parser.parse_args()
+    only, declared = options.only, rows()
     renewed: dict[str, dict[str, Usage]] = {}
-    with ProcessPoolExecutor() as workers:
-        for key, architecture, most in workers.map(_measure, [(r, a) for r in rows() for a in ARCHITECTURES]):
+    if only is not None:
+        kept = {row.key for row in declared if only not in row.key} & budgets()["budgets"].keys()
+        renewed |= {key: budgets()["budgets"][key] for key in kept}
+        declared = tuple(row for row in declared if only in row.key)
+    with ProcessPoolExecutor(options.workers) as workers:
+        for key, architecture, most in workers.map(_measure, [(r, a) for r in declared for a in ARCHITECTURES]):
             renewed.setdefault(key, {})[architecture] = most
     write(renewed)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dynk.decoupled import DDF, DDF_UPSAMPLE, FILTER_NORM
 from dynk.kernels.common import cuda_launch
-from dynk.kernels.decoupled import cupy_raw
+from dynk.kernels.decoupled import cupy_raw, cupy_raw_norm
 from dynk.testing import Call, assert_close, rounded, strategies
 
 emulation = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulator_unavailable()))
@@ -191,7 +191,7 @@ def test_filters_are_summed_in_parts() -> None:
 
 @emulation
 def test_large_tensors_get_64_bit_indices(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cuda_launch, cupy_raw):
+    for module in (cuda_launch, cupy_raw, cupy_raw_norm):
         monkeypatch.setattr(module, "index_dtype", lambda *extents: np.dtype(np.int64))
     image, spatial, channel = (normal("float16", *s) for s in ((1, 8, 48, 50), (1, 1, 3, 3, 48, 50), (1, 8, 3, 3)))
     cuda = check_normal(DDF, (image, spatial, channel))

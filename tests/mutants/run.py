@@ -32,6 +32,7 @@ _HANG = 10
 Selection = tuple[str, ...]
 
 _OPERATORS, _FAMILIES, _CUDA = "tests/test_operators.py", "tests/test_decoupled.py", "tests/test_cuda_c.py"
+_TILED = "tests/test_cuda_tiles.py"
 _EQUATIONS = "equal and reference"
 _CPU: tuple[Selection, ...] = (
     (_OPERATORS, "-k", "smoke and cpu-float32"),
@@ -47,6 +48,11 @@ _FILTERS: tuple[Selection, ...] = (
     (_CUDA, "-k", "filters_equal and (float32 or float16)"),
     (_CUDA, "-k", "not compile and not norm"),
 )
+_TILES: tuple[Selection, ...] = (
+    (_TILED, "-k", "normal"),
+    (_TILED, "-k", "reference and (float32 or float16)"),
+    (_TILED, "-k", "not compiles"),
+)
 _NORM: tuple[Selection, ...] = (
     (_CUDA, "-k", "norm_equals and float32"),
     (_CUDA, "-k", "filters_are_summed or equal_taps"),
@@ -56,7 +62,10 @@ _NORM: tuple[Selection, ...] = (
 STAGES: dict[str, tuple[Selection, ...]] = {
     ".py": _CPU,
     "kernels.cu": _FILTERS,
+    "tiles.cu": _TILES,
     "filter_norm.cu": _NORM,
+    "ddf.cuh": (*_FILTERS, *_TILES),
+    "tiles.cuh": _TILES,
     ".cuh": (*_FILTERS[:1], *_NORM[:2], *_FILTERS[1:], *_NORM[2:]),
 }
 

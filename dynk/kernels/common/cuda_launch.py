@@ -15,6 +15,9 @@ INDEX = {np.dtype(np.int32): "int", np.dtype(np.int64): "long long"}
 WARP = 32
 THREADS = 256  # of a block at most, as the kernels' launch bounds say
 MAX_BLOCK_Z = 64  # of a block's threads along z, CUDA's limit
+MAX_TAPS = 49  # taps that a thread can hold in registers; kernels of more are compiled for any size
+MAX_EDGES = 19  # kh + kw: a thread holds numbers for each row and column too
+BUSY = 2**17  # threads that keep a large GPU busy: sums are split until there are so many
 CHAIN = 64  # terms added one after the other before chains are merged
 
 # Beyond the last element a block may still compute this many indices.
@@ -39,6 +42,11 @@ def index_dtype(*extents: int) -> np.dtype[Any]:
 def levels(terms: int) -> int:
     """Return the template argument LEVELS of `Chains` for a sum of so many terms."""
     return 1 if terms <= CHAIN else 2 if terms <= CHAIN**2 else 3
+
+
+def kernel_size(kh: int, kw: int, most: int = MAX_TAPS) -> tuple[int, int]:
+    """Return the size that a kernel is compiled for, 0 x 0 for any: no thread may hold more than its registers."""
+    return (kh, kw) if kh * kw <= most and kh + kw <= MAX_EDGES else (0, 0)
 
 
 def tile(height: int, width: int, threads: int) -> tuple[int, int]:

@@ -26,7 +26,6 @@ DTYPES = FLOATS
 LAUNCHERS = "cupy_raw"
 
 _HEADERS = Path(__file__).parent
-_OPTIONS = ("-std=c++17", f"-I{_HEADERS}")
 _NULL = np.uint64(0)
 _MAX_BLOCKS = 2**31 - 1
 
@@ -160,8 +159,9 @@ def _kernel(cupy: Any, path: Path, expression: str) -> Any:
         with _compiling:
             kernel = _kernels.get((path, expression))
             if kernel is None:
+                options = ("-std=c++17", f"-I{_HEADERS}", f"-I{path.parent}")
                 module = cupy.RawModule(
-                    code=_source(path), options=_OPTIONS, backend="nvrtc", name_expressions=(expression,)
+                    code=_source(path), options=options, backend="nvrtc", name_expressions=(expression,)
                 )
                 kernel = _kernels[path, expression] = module.get_function(expression)
     return kernel
@@ -170,5 +170,6 @@ def _kernel(cupy: Any, path: Path, expression: str) -> Any:
 @cache
 def _source(path: Path) -> str:
     """Return a source with a digest of the headers, which CuPy's cache of compiled kernels would not look into."""
-    headers = b"".join(header.read_bytes() for header in sorted(_HEADERS.glob("*.cuh")))
+    folders = dict.fromkeys((_HEADERS, path.parent))
+    headers = b"".join(header.read_bytes() for folder in folders for header in sorted(folder.glob("*.cuh")))
     return f"{path.read_text()}\n// headers {hashlib.sha256(headers).hexdigest()}\n"

@@ -1,14 +1,13 @@
-"""Launches the CUDA C kernels of `kernels.cu` and `filter_norm.cu`.
+"""Launches the CUDA C kernels of the family: those of `kernels.cu` here, of the other sources in modules beside.
 
 Arrays are C-contiguous and of the storage types; None where one is absent or not wanted. `cuda` runs the kernels:
-`cuda.launch(source, expression, grid, block, args)`, in which None is a null pointer and a NumPy void scalar a struct
-by value, and `cuda.workspace(count, dtype)`. Grids, blocks and how a sum is split depend on shapes alone, so that the
-same call gives the same bits on every device.
+`cuda.launch(source, expression, grid, block, args, shared)`, in which None is a null pointer and a NumPy void scalar a
+struct by value, and `cuda.workspace(count, dtype)`. Kernels, grids, blocks and how a sum is split depend on shapes
+alone, so that the same call gives the same bits on every device.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,30 +15,32 @@ import numpy as np
 from dynk._operator import Plan
 from dynk.kernels.common.cuda_launch import (
     ACCUMULATOR,
+    BUSY,
     CHAIN,
     ELEMENT,
     INDEX,
     MAX_BLOCK_Z,
+    MAX_TAPS,
     THREADS,
     WARP,
     by_value,
     divide_up,
     index_dtype,
+    kernel_size,
     levels,
     power_of_two,
     sum_partials,
     tile,
 )
 from dynk.kernels.common.dtypes import accumulator
-from dynk.kernels.decoupled.geometry import MAX_NORM_DIMS, FilterGeometry, NormGeometry
+from dynk.kernels.decoupled import cupy_raw_norm, cupy_raw_tiles
+from dynk.kernels.decoupled.cupy_raw_norm import filter_norm_backward, filter_norm_forward
+from dynk.kernels.decoupled.geometry import FilterGeometry
 
-FILTERS = "kernels.cu"
-NORM = "filter_norm.cu"
+__all__ = ["ddf_backward", "ddf_forward", "filter_norm_backward", "filter_norm_forward", "instantiations"]
 
-# Taps that a thread can hold in registers; kernels of more are compiled for any size, 0 x 0 in their expressions.
-MAX_TAPS = 49
-# kh + kw: a thread holds numbers for each row and column too.
-MAX_EDGES = 19
+SOURCE = "kernels.cu"
+
 # MAX_TAPS where a thread also holds merged chains of every tap.
 MAX_MERGED_TAPS = 25
 # MAX_TAPS of grad_channel, where sums are of 8 bytes.
@@ -48,25 +49,22 @@ MAX_DOUBLE_TAPS = 36
 MAX_CHANNELS = 8
 # Sums of grad_channel that a thread can hold.
 MAX_SUMS = 64
-# Threads that keep a large GPU busy: sums are split until there are so many.
-BUSY = 2**17
 MAX_SLICES = 16
-MAX_PARTS = 1024
-
-
-# ---- ddf -----------------------------------------------------------------------------------------------------------
 
 
 def ddf_forward(cuda: Any, plan: Plan, x: Any, spatial: Any, channel: Any, out: Any) -> None:
     """Write out = ddf(x, spatial, channel)."""
     g = FilterGeometry(*plan.geometry)
     index = _filter_index(g)
-    channels = power_of_two(min(g.C // g.G, MAX_CHANNELS))
-    kh, kw = _kernel_size(g)
-    sums = 1 if kh else levels(g.kh * g.kw)
+    if pixels := cupy_raw_tiles.stencil_pixels(g, plan.dtype, index):
+        cupy_raw_tiles.stencil(cuda, plan, _mode(g), pixels, (x, spatial, channel, out), mirrored=False)
+        return
+    channels = _channels_of_a_thread(g)
+    kh, kw = kernel_size(g.kh, g.kw)
+    sums = 1 if kh else 3
     expression = f"ddf_forward<{_types(plan, index)}, {kh}, {kw}, {_mode(g)}, {channels}, {sums}>"
     grid, block = _pixels_and_channels(g, channels, g.scale * g.Ho, g.scale * g.Wo)
-    cuda.launch(FILTERS, expression, grid, block, (x, spatial, channel, out, by_value(g, index)))
+    cuda.launch(SOURCE, expression, grid, block, (x, spatial, channel, out, by_value(g, index)))
 
 
 def ddf_backward(
@@ -80,10 +78,19 @@ def ddf_backward(
     grad_spatial: Any,
     grad_channel: Any,
 ) -> None:
-    """Write the gradients of `ddf` that are not None."""
+    """Write the gradients of `ddf` that are not None.
+
+    The workspace is below 1/64 of `x`, but for `cupy_raw_tiles.backward_filters`.
+    """
     g = FilterGeometry(*plan.geometry)
     if grad_x is not None:
         _backward_x(cuda, plan, g, grad_out, spatial, channel, grad_x)
+    if grad_spatial is None and grad_channel is None:
+        return
+    if pixels := cupy_raw_tiles.filters_pixels(g, plan.dtype, _filter_index(g)):
+        inputs = grad_out, x, spatial, channel
+        cupy_raw_tiles.backward_filters(cuda, plan, _factor(g), pixels, inputs, grad_spatial, grad_channel)
+        return
     if grad_spatial is not None:
         _backward_spatial(cuda, plan, g, grad_out, x, channel, grad_spatial)
     if grad_channel is not None:
@@ -94,12 +101,15 @@ def _backward_x(
     cuda: Any, plan: Plan, g: FilterGeometry, grad_out: Any, spatial: Any, channel: Any, grad_x: Any
 ) -> None:
     index = _filter_index(g)
-    channels = power_of_two(min(g.C // g.G, MAX_CHANNELS))
-    kh, kw = _kernel_size(g)
-    sums = levels(g.kh * g.kw * g.scale**2)
+    if pixels := cupy_raw_tiles.stencil_pixels(g, plan.dtype, index):
+        cupy_raw_tiles.stencil(cuda, plan, _mode(g), pixels, (grad_out, spatial, channel, grad_x), mirrored=True)
+        return
+    channels = _channels_of_a_thread(g)
+    kh, kw = kernel_size(g.kh, g.kw)
+    sums = 1 if g.kh * g.kw * g.scale**2 <= CHAIN else 3
     expression = f"ddf_backward_x<{_types(plan, index)}, {kh}, {kw}, {_mode(g)}, {channels}, {sums}>"
     grid, block = _pixels_and_channels(g, channels, g.H, g.W)
-    cuda.launch(FILTERS, expression, grid, block, (grad_out, spatial, channel, grad_x, by_value(g, index)))
+    cuda.launch(SOURCE, expression, grid, block, (grad_out, spatial, channel, grad_x, by_value(g, index)))
 
 
 def _backward_spatial(
@@ -113,12 +123,12 @@ def _backward_spatial(
     while slices < MAX_SLICES and 4 * slices <= in_group and (threads * slices < BUSY or in_group > CHAIN * slices):
         slices *= 2
     sums = levels(divide_up(in_group, slices))
-    kh, kw = _kernel_size(g, MAX_TAPS if sums == 1 else MAX_MERGED_TAPS)
+    kh, kw = kernel_size(g.kh, g.kw, MAX_TAPS if sums == 1 else MAX_MERGED_TAPS)
     block_x, block_y = tile(height, width, THREADS // slices)
     blocks = g.N * divide_up(height, block_y) * divide_up(width, block_x) * g.G * (1 if kh else g.kh * g.kw)
     expression = f"ddf_backward_spatial<{_types(plan, index)}, {kh}, {kw}, {_factor(g)}, {sums}>"
     args = (grad_out, x, channel, grad_spatial, by_value(g, index))
-    cuda.launch(FILTERS, expression, (blocks,), (block_x, block_y, slices), args)
+    cuda.launch(SOURCE, expression, (blocks,), (block_x, block_y, slices), args)
 
 
 def _backward_channel(
@@ -126,7 +136,7 @@ def _backward_channel(
 ) -> None:
     index = _filter_index(g)
     taps, subpixels, pixels = g.kh * g.kw, g.scale**2, g.Ho * g.Wo
-    kh, kw = _kernel_size(g, MAX_DOUBLE_TAPS if plan.dtype == "float64" else MAX_TAPS)
+    kh, kw = kernel_size(g.kh, g.kw, MAX_DOUBLE_TAPS if plan.dtype == "float64" else MAX_TAPS)
     channels = _channels_of_a_warp(kh * kw, g.C // g.G)
     units = g.G * divide_up(g.C // g.G, channels)
     warps = min(THREADS // WARP, units)
@@ -142,13 +152,17 @@ def _backward_channel(
     out = grad_channel if parts == 1 else cuda.workspace(parts * elements, accumulator(plan.dtype))
     expression = f"ddf_backward_channel<{_types(plan, index)}, {kh}, {kw}, {_factor(g)}, {channels}, {total}>"
     args = (grad_out, x, spatial, out, by_value(g, index), index.type(segment))
-    cuda.launch(FILTERS, expression, (blocks * parts,), (WARP, warps), args)
+    cuda.launch(SOURCE, expression, (blocks * parts,), (WARP, warps), args)
     if parts > 1:
-        sum_partials(cuda, FILTERS, plan.dtype, out, grad_channel, elements, parts)
+        sum_partials(cuda, SOURCE, plan.dtype, out, grad_channel, elements, parts)
+
+
+def _channels_of_a_thread(g: FilterGeometry) -> int:
+    return MAX_CHANNELS if g.C > g.G else 1
 
 
 def _channels_of_a_warp(taps: int, in_group: int) -> int:
-    return power_of_two(min(in_group, MAX_CHANNELS, max(1, MAX_SUMS // max(1, taps))))
+    return power_of_two(min(MAX_CHANNELS, MAX_SUMS // max(1, taps))) if in_group > 1 else 1
 
 
 def _filter_index(g: FilterGeometry) -> np.dtype[Any]:
@@ -161,11 +175,6 @@ def _filter_index(g: FilterGeometry) -> np.dtype[Any]:
         g.H + g.stride_h + g.kh * g.dilation_h,
         g.W + g.stride_w + g.kw * g.dilation_w,
     )
-
-
-def _kernel_size(g: FilterGeometry | NormGeometry, most: int = MAX_TAPS) -> tuple[int, int]:
-    """Return the size that a kernel is compiled for: no thread may hold more than its registers."""
-    return (g.kh, g.kw) if g.kh * g.kw <= most and g.kh + g.kw <= MAX_EDGES else (0, 0)
 
 
 def _mode(g: FilterGeometry) -> str:
@@ -194,100 +203,6 @@ def _pixels_and_channels(g: FilterGeometry, channels: int, height: int, width: i
     return (blocks,), (block_x, block_y, block_z)
 
 
-# ---- filter_norm -----------------------------------------------------------------------------------------------------
-
-
-def filter_norm_forward(cuda: Any, plan: Plan, f: Any, scale: Any, shift: Any, out: Any) -> None:
-    """Write out = filter_norm(f, scale, shift)."""
-    _per_filter(cuda, plan, "filter_norm_forward", (f, scale, shift, out))
-
-
-def filter_norm_backward(
-    cuda: Any,
-    plan: Plan,
-    grad_out: Any,
-    f: Any,
-    scale: Any,
-    shift: Any,
-    grad_f: Any,
-    grad_scale: Any,
-    grad_shift: Any,
-) -> None:
-    """Write the gradients of `filter_norm` that are not None.
-
-    The workspace is 2 numbers per filter for the gradient of scale, and at most 1024 per element of scale and shift.
-    """
-    g = NormGeometry(*plan.geometry)
-    if grad_f is not None and g.filters > 0:
-        _per_filter(cuda, plan, "filter_norm_backward_f", (grad_out, f, scale, grad_f))
-    if grad_scale is not None and g.scale_size > 0:
-        statistics = cuda.workspace(2 * g.filters, accumulator(plan.dtype))
-        if g.filters > 0:
-            _per_filter(cuda, plan, "filter_norm_statistics", (f, statistics))
-        _backward_scale(cuda, plan, g, grad_out, f, statistics, grad_scale)
-    if grad_shift is not None and g.shift_size > 0:
-        _backward_scale(cuda, plan, g, grad_out, f, None, grad_shift)
-
-
-def _per_filter(cuda: Any, plan: Plan, kernel: str, arrays: tuple[Any, ...]) -> None:
-    g = NormGeometry(*plan.geometry)
-    index = _norm_index(g)
-    kh, kw = _kernel_size(g)
-    eps = np.float64(plan.reals[0]) if plan.dtype == "float64" else np.float32(plan.reals[0])
-    expression = f"{kernel}<{_types(plan, index)}, {kh}, {kw}>"
-    threads = min(THREADS, divide_up(g.filters, WARP) * WARP)
-    cuda.launch(NORM, expression, (divide_up(g.filters, threads),), (threads,), (*arrays, by_value(g, index), eps))
-
-
-def _backward_scale(
-    cuda: Any, plan: Plan, g: NormGeometry, grad_out: Any, f: Any, statistics: Any, gradient: Any
-) -> None:
-    """Write the gradient of scale, or without statistics that of shift."""
-    index = _norm_index(g)
-    reduction, contiguous = _reduction(g, of_scale=statistics is not None)
-    elements, terms = reduction[:2]
-    # A warp sums an element, unless that reads f out of order or leaves lanes idle.
-    lanes = 1 if terms < WARP or (contiguous and elements >= BUSY // WARP) else WARP
-    parts = max(1, min(divide_up(terms, lanes * CHAIN), divide_up(BUSY, elements * lanes), MAX_PARTS))
-    segment = max(1, divide_up(terms, parts))
-    parts = max(1, divide_up(terms, segment))
-
-    out = gradient if parts == 1 else cuda.workspace(parts * elements, accumulator(plan.dtype))
-    total = ACCUMULATOR[plan.dtype] if parts > 1 else ELEMENT[plan.dtype]
-    normalised = "true" if statistics is not None else "false"
-    expression = f"filter_norm_backward_scale<{_types(plan, index)}, {lanes}, {normalised}, {total}>"
-    args = (grad_out, f, statistics, out, by_value(reduction, index), index.type(segment), index.type(parts))
-    cuda.launch(NORM, expression, (divide_up(parts * elements * lanes, THREADS),), (THREADS,), args)
-    if parts > 1:
-        sum_partials(cuda, NORM, plan.dtype, out, gradient, elements, parts)
-
-
-def _norm_index(g: NormGeometry) -> np.dtype[Any]:
-    return index_dtype(g.f_size, 2 * g.filters)
-
-
-@lru_cache(maxsize=4096)
-def _reduction(g: NormGeometry, *, of_scale: bool) -> tuple[tuple[int, ...], bool]:
-    """Return the struct Reduction of `filter_norm.cu`, and whether neighbouring elements are neighbours in f."""
-    strides = g[11 + 2 * MAX_NORM_DIMS : 11 + 4 * MAX_NORM_DIMS]
-    own = strides[:MAX_NORM_DIMS] if of_scale else strides[MAX_NORM_DIMS:]
-    own_taps = (g.scale_kh, g.scale_kw) if of_scale else (g.shift_kh, g.shift_kw)
-    extents = g[11 : 11 + MAX_NORM_DIMS]
-    numbers = [1]
-    for extent in reversed(extents[1:]):
-        numbers.insert(0, numbers[0] * extent)
-    # (extent, stride in f, step of the filter's number, stride in scale or shift) of each dimension
-    dims = list(zip(extents, g[11 + MAX_NORM_DIMS : 11 + 2 * MAX_NORM_DIMS], numbers, own, strict=True))
-    dims += [(g.kh, g.f_kh, 0, own_taps[0]), (g.kw, g.f_kw, 0, own_taps[1])]
-    kept = sorted((dim for dim in dims if dim[3] != 0), key=lambda dim: -dim[3])
-    summed = sorted((dim for dim in dims if dim[3] == 0), key=lambda dim: -dim[1])
-    elements = g.scale_size if of_scale else g.shift_size
-    columns = zip(*((extent, f, number) for extent, f, number, _ in kept + summed), strict=True)
-    terms = g.f_size // elements
-    flat = [number for column in columns for number in column]
-    return (elements, terms, g.filters, len(kept), len(summed), *flat), bool(kept) and kept[-1][1] == 1
-
-
 # ---- what can be asked for -------------------------------------------------------------------------------------------
 
 
@@ -296,59 +211,51 @@ def instantiations() -> list[tuple[str, str]]:
 
     Of those there are too many. 3 x 3 and any size (0 x 0) come with every combination of the other arguments. 1 x 1,
     2 x 4, 5 x 5 (the most merged taps), 7 x 7 (the most taps) and 3 x 16 (the longest edges) come with 32-bit indices
-    and, of the channels of a thread, the most; the last two with the longest sums of grad_x alone, and 1 x 1 with
-    64-bit indices too, for the most channels of a warp.
+    and what takes the most registers: both filters as factors, and the most channels and longest sums. With 64-bit
+    indices 1 x 1 comes too, for the most channels of a warp.
     """
-    found = [
-        (source, f"sum_partials<{element}, {index}, {lanes}>")
-        for source in (FILTERS, NORM)
-        for element in ELEMENT.values()
-        for index in INDEX.values()
-        for lanes in (1, WARP)
-    ]
+    found = []
     for dtype, element in ELEMENT.items():
         totals = tuple(dict.fromkeys((element, ACCUMULATOR[dtype])))
         for index in INDEX.values():
             types = f"{element}, {index}"
-            found += [(NORM, expression) for expression in _reduction_expressions(types, totals)]
-            for kh, kw in (*_COMPLETE, *(_LARGEST if index == "int" else _LARGEST[:1])):
-                found += [(FILTERS, expression) for expression in _filter_expressions(types, kh, kw, totals)]
-                if kh * kw != 1:
-                    found += [(NORM, f"{kernel}<{types}, {kh}, {kw}>") for kernel in _PER_FILTER]
-    return found
+            found += [f"sum_partials<{types}, {lanes}>" for lanes in (1, WARP)]
+            for kh, kw in ((3, 3), (0, 0)):
+                found += _expressions(types, kh, kw, totals)
+            for kh, kw in _LARGEST if index == "int" else _LARGEST[:1]:
+                found += _largest_expressions(types, kh, kw, totals)
+    return (
+        [(SOURCE, expression) for expression in found]
+        + cupy_raw_tiles.instantiations()
+        + cupy_raw_norm.instantiations()
+    )
 
 
-_COMPLETE = ((3, 3), (0, 0))
 _LARGEST = ((1, 1), (2, 4), (5, 5), (7, 7), (3, 16))
-_PER_FILTER = ("filter_norm_forward", "filter_norm_backward_f", "filter_norm_statistics")
 
 
-def _filter_expressions(types: str, kh: int, kw: int, totals: tuple[str, ...]) -> list[str]:
-    types, taps = f"{types}, {kh}, {kw}", kh * kw
-    blocks = [2**k for k in range(MAX_CHANNELS.bit_length())]
-    warps = [channels for channels in blocks if channels <= _channels_of_a_warp(taps, MAX_CHANNELS)]
-    if (kh, kw) in _LARGEST:
-        blocks, warps = blocks[-1:], warps[-1:]
-    every = (1, 2, 3)
-    longest = every[-1:] if taps > MAX_MERGED_TAPS else every
-    found = []
-    for channels in blocks:
+def _expressions(types: str, kh: int, kw: int, totals: tuple[str, ...]) -> list[str]:
+    types, found = f"{types}, {kh}, {kw}", []
+    for channels in (1, MAX_CHANNELS):
         for mode in ("SPATIAL", "CHANNEL", "ADD", "MUL"):
-            arguments = f"{types}, {mode}, {channels}"
-            found += [f"ddf_forward<{arguments}, {sums}>" for sums in ((1,) if taps else every)]
-            found += [f"ddf_backward_x<{arguments}, {sums}>" for sums in longest]
+            found.append(f"ddf_forward<{types}, {mode}, {channels}, {1 if kh else 3}>")
+            found += [f"ddf_backward_x<{types}, {mode}, {channels}, {sums}>" for sums in (1, 3)]
     for factor in ("ADD", "MUL"):
-        merged = every if taps <= MAX_MERGED_TAPS else (1,)
-        found += [f"ddf_backward_spatial<{types}, {factor}, {sums}>" for sums in merged]
-        if totals != ("double",) or taps <= MAX_DOUBLE_TAPS:
-            found += [f"ddf_backward_channel<{types}, {factor}, {c}, {total}>" for c in warps for total in totals]
+        found += [f"ddf_backward_spatial<{types}, {factor}, {sums}>" for sums in (1, 2, 3)]
+        for channels in (1, 2, 4) if kh else (1, MAX_CHANNELS):
+            found += [f"ddf_backward_channel<{types}, {factor}, {channels}, {total}>" for total in totals]
     return found
 
 
-def _reduction_expressions(types: str, totals: tuple[str, ...]) -> list[str]:
-    return [
-        f"filter_norm_backward_scale<{types}, {lanes}, {normalised}, {total}>"
-        for total in totals
-        for lanes in (1, WARP)
-        for normalised in ("true", "false")
+def _largest_expressions(types: str, kh: int, kw: int, totals: tuple[str, ...]) -> list[str]:
+    types, taps = f"{types}, {kh}, {kw}", kh * kw
+    found = [
+        f"ddf_forward<{types}, MUL, {MAX_CHANNELS}, 1>",
+        f"ddf_backward_x<{types}, MUL, {MAX_CHANNELS}, 3>",
+        f"ddf_backward_spatial<{types}, MUL, {3 if taps <= MAX_MERGED_TAPS else 1}>",
     ]
+    if totals != ("double",) or taps <= MAX_DOUBLE_TAPS:
+        channels = _channels_of_a_warp(taps, MAX_CHANNELS)
+        for factor in ("ADD", "MUL"):
+            found += [f"ddf_backward_channel<{types}, {factor}, {channels}, {total}>" for total in totals]
+    return found

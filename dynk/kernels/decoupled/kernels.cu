@@ -4,26 +4,9 @@
 //
 // A thread owns a pixel and a block of channels of one group, so that a spatial filter is loaded once for the block; its
 // warp runs along x. KH, KW are the kernel's size, 0 for one known only at run time. Blocks are numbered along x alone.
-#include "cuda_common.cuh"
+#include "ddf.cuh"
 
 using namespace dynk;
-
-// Which filters there are, and how f combines them.
-enum Filter { SPATIAL, CHANNEL, MUL, ADD };
-
-// The fields of geometry.FilterGeometry, in its order.
-template <typename Index>
-struct FilterGeometry {
-    Index N, C, G, H, W, Ho, Wo, kh, kw, scale, stride_h, stride_w, dilation_h, dilation_w, has_spatial, has_channel, add;
-};
-
-template <int FILTER, typename Acc>
-__device__ __forceinline__ Acc combine(Acc spatial, Acc channel) {
-    if constexpr (FILTER == SPATIAL) return spatial;
-    if constexpr (FILTER == CHANNEL) return channel;
-    if constexpr (FILTER == MUL) return spatial * channel;
-    return spatial + channel;
-}
 
 // One thread's pixel of a (height, width) plane and its block of at most CHANNELS channels of a group.
 template <typename Index, int CHANNELS>
