@@ -65,7 +65,7 @@ def arguments(expression: str) -> tuple[str, list[str]]:
 
 def has_size(name: str) -> bool:
     """Return whether kernels of this name have a kernel size among their template arguments, after the types."""
-    return name not in ("sum_partials", "filter_norm_backward_scale")
+    return name not in ("sum_partials", "filter_norm_backward_scale") and not name.startswith("sampled_")
 
 
 @cache
