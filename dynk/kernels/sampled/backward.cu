@@ -5,13 +5,6 @@
 
 using namespace dynk;
 
-template <typename Acc>
-constexpr int OUTPUTS = sizeof(Acc) == 8 ? 2 : 4;
-template <typename Acc>
-constexpr int ROWS = sizeof(Acc) == 8 ? 4 : 8;
-constexpr int CHANNELS = 8;
-constexpr int SAMPLES = 8;
-
 // ---- the big tensor: each element is written once, the sum over the samples of its pixel --------------------------
 
 // A thread owns a pixel, ROWS rows and OUTPUTS output channels: it weighs each sample for all of its rows at once.
@@ -22,31 +15,31 @@ __global__ void __launch_bounds__(256, 1)
                             const int* __restrict__ choice, T* __restrict__ grad_across,
                             SampleGeometry<Index> geometry) {
     using Acc = accumulator<T>;
-    constexpr int HELD = OUTPUTS<Acc>, COUNT = ROWS<Acc>;
+    constexpr int OUTPUTS = Held<Acc>::OUTPUTS, ROWS = Held<Acc>::ROWS;
     const Sampling<Index> g(geometry);
     const Filters<T, Index> filters{nullptr, sample_attention, position_attention};
     const Gradients<T, Index> gradients{grad_out, choice};
     const Index rows = DENSE ? g.C * g.taps : g.C;
     Index block = blockIdx.x;
-    const Index first_row = (take(block, divide_up(rows, Index(COUNT * blockDim.y))) * blockDim.y + threadIdx.y) * COUNT;
-    const Index first_output = take(block, divide_up(g.O, Index(HELD))) * HELD;
+    const Index first_row = (take(block, divide_up(rows, Index(ROWS * blockDim.y))) * blockDim.y + threadIdx.y) * ROWS;
+    const Index first_output = take(block, divide_up(g.O, Index(OUTPUTS))) * OUTPUTS;
     const Index pixel = take(block, divide_up(g.plane, Index(blockDim.x))) * blockDim.x + threadIdx.x;
     const Index image = block, plane_of = image * g.O + first_output;
     if (pixel >= g.plane || first_row >= rows) return;
-    const int outputs = g.O - first_output < HELD ? int(g.O - first_output) : HELD;
-    const int count = rows - first_row < COUNT ? int(rows - first_row) : COUNT;
+    const int outputs = g.O - first_output < OUTPUTS ? int(g.O - first_output) : OUTPUTS;
+    const int count = rows - first_row < ROWS ? int(rows - first_row) : ROWS;
     const Index y = g.row_of(pixel), x0 = g.column_of(pixel);
 
-    Chains<Acc, COUNT * HELD, 2> sums;
+    Chains<Acc, ROWS * OUTPUTS, 2> sums;
     for (Index a = 0; a < g.samples; ++a) {
         for (Index b = 0; b < g.samples; ++b) {
             const Index sample = a * g.samples + b;
             const Index row = y + g.down(sample), column = x0 + g.right(sample), at = g.position(row, column);
             if (!DENSE && at < 0) continue;
-            Acc weight[HELD] = {};
-            bool taken[HELD], any = false;
+            Acc weight[OUTPUTS] = {};
+            bool taken[OUTPUTS], any = false;
 #pragma unroll
-            for (int u = 0; u < HELD; ++u) {
+            for (int u = 0; u < OUTPUTS; ++u) {
                 taken[u] = u < outputs && gradients.takes_part(g, plane_of + u, sample, pixel);
                 if (!taken[u]) continue;
                 any = true;
@@ -55,7 +48,7 @@ __global__ void __launch_bounds__(256, 1)
             }
             if (!any) continue;
 #pragma unroll
-            for (int r = 0; r < COUNT; ++r) {
+            for (int r = 0; r < ROWS; ++r) {
                 if (r >= count) break;
                 Index from = at, channel = first_row + r;
                 if constexpr (DENSE) {
@@ -65,19 +58,19 @@ __global__ void __launch_bounds__(256, 1)
                 if (from < 0) continue;
                 const Acc value = load(x + (image * g.C + channel) * g.plane + from);
 #pragma unroll
-                for (int u = 0; u < HELD; ++u) {
-                    if (taken[u]) sums.chain[r * HELD + u] += weight[u] * value;
+                for (int u = 0; u < OUTPUTS; ++u) {
+                    if (taken[u]) sums.chain[r * OUTPUTS + u] += weight[u] * value;
                 }
             }
             sums.step();
         }
     }
 #pragma unroll
-    for (int r = 0; r < COUNT; ++r) {
+    for (int r = 0; r < ROWS; ++r) {
 #pragma unroll
-        for (int u = 0; u < HELD; ++u) {
+        for (int u = 0; u < OUTPUTS; ++u) {
             if (r >= count || u >= outputs) break;
-            store(grad_across + ((plane_of + u) * rows + first_row + r) * g.plane + pixel, sums.sum(r * HELD + u));
+            store(grad_across + ((plane_of + u) * rows + first_row + r) * g.plane + pixel, sums.sum(r * OUTPUTS + u));
         }
     }
 }
@@ -91,6 +84,7 @@ __global__ void __launch_bounds__(256, 1)
     sampled_backward_x_dense(const T* __restrict__ grad_out, const T* __restrict__ kernel,
                              const int* __restrict__ choice, T* __restrict__ grad_x, SampleGeometry<Index> geometry) {
     using Acc = accumulator<T>;
+    constexpr int CHANNELS = Held<Acc>::CHANNELS;
     const Sampling<Index> g(geometry);
     const Gradients<T, Index> gradients{grad_out, choice};
     Index block = blockIdx.x;
@@ -139,6 +133,7 @@ __global__ void __launch_bounds__(512, 1)
                             T* __restrict__ grad_x, T* __restrict__ grad_sample_attention,
                             T* __restrict__ grad_position_attention, SampleGeometry<Index> geometry) {
     using Acc = accumulator<T>;
+    constexpr int CHANNELS = Held<Acc>::CHANNELS, SAMPLES = Held<Acc>::SAMPLES;
     extern __shared__ __align__(16) unsigned char memory[];
     Acc* const shared = reinterpret_cast<Acc*>(memory);
     const Sampling<Index> g(geometry);

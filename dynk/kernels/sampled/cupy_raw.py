@@ -28,10 +28,9 @@ from dynk.kernels.sampled.geometry import MAX, SampleGeometry
 FORWARD, BACKWARD, TAPS = "samples.cu", "backward.cu", "shared_taps.cu"
 
 # Threads of a block of the kernels whose launch bounds say so.
-MANY_THREADS = 512
+MANY_THREADS, FORWARD_THREADS = 512, 384
 # What a thread of each kernel holds: the constants of the sources.
 SAMPLES = 8
-CHANNELS = 8
 TAPS_OF_A_THREAD = 9
 MAX_PIXELS = 128  # of a block of `sampled_forward`: its tiles then fit shared memory
 
@@ -173,7 +172,7 @@ class _Call:
         """Write outputs, or choices, from (x, across or kernel, filters and attentions, channel sum)."""
         g = self.g
         grid = g.samples**2
-        groups = min(MANY_THREADS // WARP, divide_up(grid, SAMPLES))
+        groups = min(FORWARD_THREADS // WARP, divide_up(grid, SAMPLES))
         passes = divide_up(grid, groups * SAMPLES)
         each = divide_up(grid, groups * passes)
         pixels = max(WARP, power_of_two(THREADS // min(groups, THREADS // WARP)))
@@ -185,7 +184,7 @@ class _Call:
         reduction = groups * pixels * outputs * (ITEMSIZE[accumulator(self.dtype)] + 4)
         block = (pixels, groups)
         self.launch(
-            FORWARD, "sampled_forward", blocks, block, (*arrays, out, choice), each, shared=max(tiles, reduction)
+            FORWARD, "sampled_forward", blocks, block, (*arrays, out, choice), each, shared=reduction + tiles
         )
 
     def backward_across(self, args: tuple[Any, ...]) -> None:
@@ -198,7 +197,7 @@ class _Call:
 
     def backward_x_dense(self, grad_out: Any, kernel: Any, choice: Any, grad_x: Any) -> None:
         """Write the gradient of the image of `dynamic_filter`."""
-        turns = divide_up(self.g.C, CHANNELS)
+        turns = divide_up(self.g.C, _rows(self.dtype))
         warps = min(THREADS // WARP, turns)
         blocks = self.g.N * divide_up(self.plane, WARP) * divide_up(turns, warps)
         args = grad_out, kernel, choice, grad_x
@@ -209,7 +208,7 @@ class _Call:
         if not self.is_any(grad_x, grad_sample, grad_position):
             return
         g = self.g
-        turns = divide_up(g.C, CHANNELS)
+        turns = divide_up(g.C, _rows(self.dtype))
         warps = min(MANY_THREADS // WARP, turns)
         if grad_x is not None and turns > warps and self.is_any(grad_sample, grad_position):
             self.gather(inputs, grad_x, None, None)
@@ -249,7 +248,7 @@ def _outputs(dtype: str) -> int:
 
 
 def _rows(dtype: str) -> int:
-    """Return how many rows of the big tensor a thread takes at a time: CHANNELS, or ROWS, of the sources."""
+    """Return the rows of the big tensor, and the input channels, of a thread: ROWS and CHANNELS of the sources."""
     return 4 if dtype == "float64" else 8
 
 

@@ -3,6 +3,15 @@
 
 #include "cuda_common.cuh"
 
+// How much a thread holds, which the launch functions know too: of what is summed in 8 bytes, half.
+template <typename Acc>
+struct Held {
+    static constexpr int SAMPLES = 8, TAPS = 9;
+    static constexpr int OUTPUTS = sizeof(Acc) == 8 ? 2 : 4;
+    static constexpr int CHANNELS = sizeof(Acc) == 8 ? 4 : 8;
+    static constexpr int ROWS = CHANNELS;  // of the big tensor
+};
+
 // The numbers of geometry.REDUCTIONS.
 enum Reduction { SUM, MEAN, MAX, NONE };
 

@@ -3,18 +3,12 @@
 // A thread owns a pixel, OUTPUTS output channels and up to SAMPLES samples, whose sums over the rows of the big tensor it
 // keeps in registers; a row is `across` of one input channel, or a tap of it of the DENSE kernel of dynamic_filter. Each
 // element of the image so serves OUTPUTS products, and one of the big tensor all samples of the thread. The threads of a
-// block share pixels and outputs and have different samples. They copy the big tensor to shared memory once, CHANNELS
+// block share pixels and outputs and have different samples. They copy the big tensor to shared memory once, ROWS
 // rows ahead of their use, in pieces of 16 bytes; the image they gather from the L1 cache.
 #include "cuda_tiles.cuh"
 #include "sampled.cuh"
 
 using namespace dynk;
-
-constexpr int SAMPLES = 8;
-template <typename Acc>
-constexpr int OUTPUTS = sizeof(Acc) == 8 ? 2 : 4;
-template <typename Acc>
-constexpr int CHANNELS = sizeof(Acc) == 8 ? 4 : 8;
 
 template <typename T, typename Index>
 __global__ void __launch_bounds__(256, 1)
@@ -34,34 +28,35 @@ __global__ void __launch_bounds__(256, 1)
 // A block's pixels and outputs, and those of its thread.
 template <typename Acc, typename Index>
 struct Work {
+    static constexpr int OUTPUTS = Held<Acc>::OUTPUTS;
     Index first_pixel, pixel, image, plane_of;  // plane_of: n * O + the first output
     int outputs;
     bool exists;
 
     __device__ __forceinline__ explicit Work(const Sampling<Index>& g) {
         Index block = blockIdx.x;
-        const Index first = take(block, divide_up(g.O, Index(OUTPUTS<Acc>))) * OUTPUTS<Acc>;
+        const Index first = take(block, divide_up(g.O, Index(OUTPUTS))) * OUTPUTS;
         first_pixel = take(block, divide_up(g.plane, Index(blockDim.x))) * blockDim.x;
         pixel = first_pixel + threadIdx.x;
         image = block;
         plane_of = image * g.O + first;
-        outputs = g.O - first < OUTPUTS<Acc> ? int(g.O - first) : OUTPUTS<Acc>;
+        outputs = g.O - first < OUTPUTS ? int(g.O - first) : OUTPUTS;
         exists = pixel < g.plane;
     }
 };
 
-// Begins to copy CHANNELS rows of the block's part of the big tensor.
+// Begins to copy ROWS rows of the block's part of the big tensor.
 template <typename T, typename Index>
 __device__ __forceinline__ void copy_rows(T* tile, const T* across, const Sampling<Index>& g,
                                           const Work<accumulator<T>, Index>& work, Index rows, Index first,
                                           bool aligned) {
     using Acc = accumulator<T>;
-    constexpr int VECTOR = 16 / sizeof(T);
+    constexpr int VECTOR = 16 / sizeof(T), OUTPUTS = Held<Acc>::OUTPUTS, ROWS = Held<Acc>::ROWS;
     const int pixels = blockDim.x, step = aligned ? VECTOR : 1;
     const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
-    for (int k = thread * step; k < OUTPUTS<Acc> * CHANNELS<Acc> * pixels; k += threads * step) {
-        const int u = k / pixels % OUTPUTS<Acc>;
-        const Index row = first + k / pixels / OUTPUTS<Acc>, pixel = work.first_pixel + k % pixels;
+    for (int k = thread * step; k < OUTPUTS * ROWS * pixels; k += threads * step) {
+        const int u = k / pixels % OUTPUTS;
+        const Index row = first + k / pixels / OUTPUTS, pixel = work.first_pixel + k % pixels;
         if (u >= work.outputs || row >= rows || pixel >= g.plane) continue;
         const T* from = across + ((work.plane_of + u) * rows + row) * g.plane + pixel;
         if (aligned) {
@@ -73,173 +68,163 @@ __device__ __forceinline__ void copy_rows(T* tile, const T* across, const Sampli
     close_copies();
 }
 
-// Forms the thread's samples and gives each with its centre to `take_sample(sample, values, at)`, in order; all threads
-// of a block must call. `rows` are those of the big tensor, 0 if there is none.
-template <typename T, typename Index, bool DENSE, typename TakeSample>
-__device__ __forceinline__ void form_samples(const Sampling<Index>& g, const Work<accumulator<T>, Index>& work, const T* x,
-                                             const T* across, const Filters<T, Index>& filters,
-                                             const accumulator<T>* channel_sum, Index rows, Index each, T* tiles,
-                                             TakeSample take_sample) {
-    using Acc = accumulator<T>;
-    constexpr int HELD = OUTPUTS<Acc>, ROWS = CHANNELS<Acc>;
-    const int pixels = blockDim.x;
-    const bool aligned = is_aligned<16 / sizeof(T)>(across) && g.plane * sizeof(T) % 16 == 0;
-    const Index y = g.row_of(work.pixel), x0 = g.column_of(work.pixel);
-    for (Index pass = 0; pass < g.grid; pass += each * blockDim.y) {
-        const Index first = pass + each * threadIdx.y;
-        const int count = int(g.grid - first < each ? g.grid - first : each);
-        Chains<Acc, SAMPLES * HELD, 2> sums;
-        Index at[SAMPLES];
-#pragma unroll
-        for (int k = 0; k < SAMPLES; ++k) {
-            const bool exists = work.exists && k < count;
-            at[k] = exists ? g.position(y + g.down(first + k), x0 + g.right(first + k)) : Index(-1);
+// Steps through samples: the positions of one tap of each, seen from a pixel.
+template <typename Index>
+struct Walk {
+    Index row, column, b;
+
+    __device__ __forceinline__ Walk(const Sampling<Index>& g, Index y, Index x, Index first)
+        : row(y + g.down(first)), column(x + g.right(first)), b(first % g.samples) {}
+
+    __device__ __forceinline__ Index next(const Sampling<Index>& g) {
+        const Index here = g.position(row, column);
+        column += g.sample_stride;
+        if (++b == g.samples) {
+            b = 0;
+            column -= g.samples * g.sample_stride;
+            row += g.sample_stride;
         }
-        __syncthreads();
-        if (rows > 0) copy_rows(tiles, across, g, work, rows, Index(0), aligned);
-        for (Index row = 0; row < rows; row += ROWS) {
-            const T* tile = tiles + row / ROWS % 2 * (ROWS * HELD * pixels) + threadIdx.x;
-            wait_for_copies<0>();
-            __syncthreads();
-            const Index next = row + ROWS;
-            if (next < rows) copy_rows(tiles + next / ROWS % 2 * (ROWS * HELD * pixels), across, g, work, rows, next, aligned);
-            if (!work.exists) continue;
-            Acc factor[ROWS][HELD];
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-#pragma unroll
-                for (int u = 0; u < HELD; ++u) {
-                    factor[r][u] = row + r < rows && u < work.outputs ? load(tile + (r * HELD + u) * pixels) : Acc(0);
-                }
-            }
-#pragma unroll
-            for (int k = 0; k < SAMPLES; ++k) {
-                if (k >= count) break;
-                Acc part[HELD] = {};
-#pragma unroll
-                for (int r = 0; r < ROWS; ++r) {
-                    if (row + r >= rows) break;
-                    Index from = at[k], channel = row + r;
-                    if constexpr (DENSE) {
-                        const Index tap = take_tap(g, channel);
-                        from = g.position(y + g.down(first + k) + g.tap_down(tap), x0 + g.right(first + k) + g.tap_right(tap));
-                    }
-                    if (from < 0) continue;
-                    const Acc value = load(x + (work.image * g.C + channel) * g.plane + from);
-#pragma unroll
-                    for (int u = 0; u < HELD; ++u) part[u] += value * factor[r][u];
-                }
-#pragma unroll
-                for (int u = 0; u < HELD; ++u) sums.chain[k * HELD + u] += part[u];
-            }
-            sums.step();
-        }
-        if (!work.exists) continue;
-#pragma unroll 1
-        for (int k = 0; k < count; ++k) {
-            Acc values[HELD] = {};
-#pragma unroll
-            for (int same = 0; same < SAMPLES; ++same) {  // registers have no addresses
-#pragma unroll
-                for (int u = 0; u < HELD; ++u) {
-                    if (same == k) values[u] = sums.sum(same * HELD + u);
-                }
-            }
-            const Index sample = first + k;
-            const Index centred = g.position(y + g.down(sample), x0 + g.right(sample));
-            if constexpr (!DENSE) {
-#pragma unroll
-                for (int u = 0; u < HELD; ++u) {
-                    if (u >= work.outputs) break;
-                    if (centred >= 0 && rows > 0) {
-                        values[u] *= filters.of_position(g, work.plane_of + u, g.centre, centred);
-                    }
-                    values[u] += shared_taps(g, filters, channel_sum, work.plane_of + u, sample, work.pixel);
-                }
-            }
-            take_sample(sample, values, centred);
-        }
+        return here;
+    }
+};
+
+// Returns `value(index)` of COUNT, a power of two, whose index is known to the compiler: registers have no addresses.
+template <int COUNT, int FIRST = 0, typename Value>
+__device__ __forceinline__ auto pick(int index, const Value& value) {
+    if constexpr (COUNT == 1) {
+        return value(FIRST);
+    } else {
+        const auto low = pick<COUNT / 2, FIRST>(index, value), high = pick<COUNT / 2, FIRST + COUNT / 2>(index, value);
+        return index & COUNT / 2 ? high : low;
     }
 }
 
-// ---- forward ---------------------------------------------------------------------------------------------------------
-
 // Whether a sample replaces the best so far: NaN is larger than all else, and of equals the first is taken.
-template <typename Acc, typename Index>
-__device__ __forceinline__ bool is_larger(Acc value, Index sample, Acc best, Index chosen) {
+template <typename Acc>
+__device__ __forceinline__ bool is_larger(Acc value, int sample, Acc best, int chosen) {
+    if (chosen < 0) return true;
     if (value != value) return best == best || sample < chosen;
     return value > best || (value == best && sample < chosen);
 }
 
-// Writes the outputs, and for "max" which sample each is; what is null is not wanted.
+// Writes the outputs, and for "max" which sample each is; what is null is not wanted. The threads of a pixel take `each`
+// samples at a time, and keep what is left of them in shared memory.
 template <typename T, typename Index, bool DENSE>
-__global__ void __launch_bounds__(512, 1)
+__global__ void __launch_bounds__(sizeof(Index) == 8 ? 384 : 512, 1)  // 168 or 128 registers
     sampled_forward(const T* __restrict__ x, const T* __restrict__ across, const T* __restrict__ within,
                     const T* __restrict__ sample_attention, const T* __restrict__ position_attention,
                     const accumulator<T>* __restrict__ channel_sum, T* __restrict__ out, int* __restrict__ choice,
                     SampleGeometry<Index> geometry, Index each) {
     using Acc = accumulator<T>;
-    constexpr int HELD = OUTPUTS<Acc>;
+    constexpr int SAMPLES = Held<Acc>::SAMPLES, OUTPUTS = Held<Acc>::OUTPUTS, ROWS = Held<Acc>::ROWS;
     extern __shared__ __align__(16) unsigned char memory[];
+    const int pixels = blockDim.x, kept = OUTPUTS * blockDim.x * blockDim.y;
+    Acc* const reduced = reinterpret_cast<Acc*>(memory);
+    int* const chosen = reinterpret_cast<int*>(reduced + kept);
+    T* const tiles = reinterpret_cast<T*>(chosen + kept);
+    const int place = threadIdx.y * OUTPUTS * pixels + threadIdx.x;
+
     const Sampling<Index> g(geometry);
     const Work<Acc, Index> work(g);
     const Filters<T, Index> filters{within, sample_attention, position_attention};
     const Index rows = DENSE ? g.C * g.taps : g.has_across ? g.C : Index(0);
-    Chains<Acc, HELD, 2> sums;
-    Acc best[HELD] = {};
-    int chosen[HELD];
+    const bool aligned = is_aligned<16 / sizeof(T)>(across) && g.plane * sizeof(T) % 16 == 0;
+    const Index y = g.row_of(work.pixel), x0 = g.column_of(work.pixel);
+    const auto copy = [&](Index row) {
+        if (row >= rows) return;
+        copy_rows(tiles + row / ROWS % 2 * (ROWS * OUTPUTS * pixels), across, g, work, rows, row, aligned);
+    };
+    for (Index pass = 0; pass < g.grid; pass += each * blockDim.y) {
+        const Index first = pass + each * threadIdx.y;
+        const int count = int(g.grid - first < each ? g.grid - first : each);
+        Chains<Acc, SAMPLES * OUTPUTS, 2> sums;
+        Index at[SAMPLES];
+        if constexpr (!DENSE) {
+            Walk<Index> walk(g, y, x0, first);
 #pragma unroll
-    for (int u = 0; u < HELD; ++u) chosen[u] = -1;
-    form_samples<T, Index, DENSE>(
-        g, work, x, across, filters, channel_sum, rows, each, reinterpret_cast<T*>(memory),
-        [&](Index sample, const Acc (&values)[HELD], Index) {
+            for (int k = 0; k < SAMPLES; ++k) at[k] = walk.next(g);
+        }
+        __syncthreads();
+        copy(0);
+        for (Index row = 0; row < rows; row += ROWS) {
+            const T* factors = tiles + row / ROWS % 2 * (ROWS * OUTPUTS * pixels) + threadIdx.x;
+            wait_for_copies<0>();
+            __syncthreads();
+            copy(row + ROWS);  // to where the rows before these were, which all have read
+            if (!work.exists) continue;
+            const int held = rows - row < ROWS ? int(rows - row) : ROWS;
+#pragma unroll 1
+            for (int r = 0; r < held; ++r) {
+                Acc factor[OUTPUTS];
 #pragma unroll
-            for (int u = 0; u < HELD; ++u) {
-                if (u >= work.outputs) break;
-                const Acc value = values[u] * filters.of_sample(g, work.plane_of + u, sample, work.pixel);
+                for (int u = 0; u < OUTPUTS; ++u) {
+                    factor[u] = u < work.outputs ? load(factors + (r * OUTPUTS + u) * pixels) : Acc(0);
+                }
+                Index channel = row + r;
+                const Index tap = DENSE ? take_tap(g, channel) : g.centre;
+                Walk<Index> walk(g, DENSE ? y + g.tap_down(tap) : y, DENSE ? x0 + g.tap_right(tap) : x0, first);
+                const T* const plane = x + (work.image * g.C + channel) * g.plane;
+#pragma unroll
+                for (int k = 0; k < SAMPLES; ++k) {
+                    if (k >= count) break;
+                    const Index from = DENSE ? walk.next(g) : at[k];
+                    if (from < 0) continue;
+                    const Acc value = load(plane + from);
+#pragma unroll
+                    for (int u = 0; u < OUTPUTS; ++u) sums.chain[k * OUTPUTS + u] += value * factor[u];
+                }
+                sums.step();
+            }
+        }
+        if (!work.exists) continue;
+
+#pragma unroll 1
+        for (int u = 0; u < work.outputs; ++u) {
+            const Index plane_of = work.plane_of + u;
+            Acc total = pass > 0 ? reduced[place + u * pixels] : Acc(0), part = 0;
+            int best = pass > 0 && g.reduce == MAX ? chosen[place + u * pixels] : -1;
+            Walk<Index> walk(g, y, x0, first);
+#pragma unroll 1
+            for (int k = 0; k < count; ++k) {
+                const Index sample = first + k, centred = walk.next(g);
+                Acc value = pick<SAMPLES * OUTPUTS>(k * OUTPUTS + u, [&](int own) { return sums.sum(own); });
+                if constexpr (!DENSE) {
+                    if (centred >= 0 && rows > 0) value *= filters.of_position(g, plane_of, g.centre, centred);
+                    value += shared_taps(g, filters, channel_sum, plane_of, sample, work.pixel);
+                    value *= filters.of_sample(g, plane_of, sample, work.pixel);
+                }
                 if (g.reduce == NONE) {
-                    const Index of_sample = (work.image * g.grid + sample) * g.O + (work.plane_of + u - work.image * g.O);
-                    store(out + of_sample * g.plane + work.pixel, value);
+                    const Index to = (work.image * g.grid + sample) * g.O + (plane_of - work.image * g.O);
+                    store(out + to * g.plane + work.pixel, value);
                 } else if (g.reduce != MAX) {
-                    sums.chain[u] += value;
-                } else if (chosen[u] < 0 || is_larger(value, int(sample), best[u], chosen[u])) {
-                    best[u] = value;
-                    chosen[u] = int(sample);
+                    part += value;
+                } else if (is_larger(value, int(sample), total, best)) {
+                    total = value;
+                    best = int(sample);
                 }
             }
-            sums.step();
-        });
-    if (g.reduce == NONE) return;
-
-    // The threads of a pixel leave what they have to the first.
-    Acc* const shared = reinterpret_cast<Acc*>(memory);
-    int* const shared_chosen = reinterpret_cast<int*>(shared + HELD * blockDim.x * blockDim.y);
-    __syncthreads();
-#pragma unroll
-    for (int u = 0; u < HELD; ++u) {
-        const int place = (threadIdx.y * HELD + u) * blockDim.x + threadIdx.x;
-        shared[place] = g.reduce == MAX ? best[u] : sums.sum(u);
-        if (g.reduce == MAX) shared_chosen[place] = chosen[u];
+            reduced[place + u * pixels] = total + part;
+            if (g.reduce == MAX) chosen[place + u * pixels] = best;
+        }
     }
     __syncthreads();
-    if (threadIdx.y > 0 || !work.exists) return;
-#pragma unroll
-    for (int u = 0; u < HELD; ++u) {
-        if (u >= work.outputs) break;
-        Acc total = shared[u * blockDim.x + threadIdx.x];
-        int sample = chosen[u];
-        for (int group = 1; group < int(blockDim.y); ++group) {
-            const int place = (group * HELD + u) * blockDim.x + threadIdx.x;
+    if (g.reduce == NONE || !work.exists) return;
+    // The outputs of a pixel are shared out among its threads.
+    for (int u = threadIdx.y; u < work.outputs; u += blockDim.y) {
+        Acc total = 0;
+        int best = -1;
+        for (int group = 0; group < int(blockDim.y); ++group) {
+            const int from = (group * OUTPUTS + u) * pixels + threadIdx.x;
             if (g.reduce != MAX) {
-                total += shared[place];
-            } else if (shared_chosen[place] >= 0 && is_larger(shared[place], shared_chosen[place], total, sample)) {
-                total = shared[place];
-                sample = shared_chosen[place];
+                total += reduced[from];
+            } else if (chosen[from] >= 0 && is_larger(reduced[from], chosen[from], total, best)) {
+                total = reduced[from];
+                best = chosen[from];
             }
         }
         if (g.reduce == MEAN) total /= Acc(g.grid);
-        const Index at = (work.plane_of + u) * g.plane + work.pixel;
-        if (out != nullptr) store(out + at, total);
-        if (choice != nullptr) choice[at] = sample;
+        const Index to = (work.plane_of + u) * g.plane + work.pixel;
+        if (out != nullptr) store(out + to, total);
+        if (choice != nullptr) choice[to] = best;
     }
 }

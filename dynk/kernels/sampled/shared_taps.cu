@@ -4,11 +4,10 @@
 
 using namespace dynk;
 
-constexpr int TAPS = 9;  // of a thread: they share the weight of a sample
-
-// Where a block's thread works: a pixel, and TAPS taps of one output channel.
+// Where a block's thread works: a pixel, and TAPS taps of one output channel, which share the weight of a sample.
 template <typename Index>
 struct TapWork {
+    static constexpr int TAPS = Held<float>::TAPS;
     Index first, pixel, plane_of;
     int count;
     bool exists;
@@ -31,6 +30,7 @@ __global__ void __launch_bounds__(256, 1)
                             SampleGeometry<Index> geometry) {
     using Acc = accumulator<T>;
     const Sampling<Index> g(geometry);
+    constexpr int TAPS = TapWork<Index>::TAPS;
     const TapWork<Index> work(g);
     const Filters<T, Index> filters{nullptr, sample_attention, position_attention};
     const Gradients<T, Index> gradients{grad_out, choice};
@@ -69,6 +69,7 @@ __global__ void __launch_bounds__(256, 1)
                               SampleGeometry<Index> geometry) {
     using Acc = accumulator<T>;
     const Sampling<Index> g(geometry);
+    constexpr int TAPS = TapWork<Index>::TAPS;
     const TapWork<Index> work(g);
     const Filters<T, Index> filters{within, sample_attention, nullptr};
     const Gradients<T, Index> gradients{grad_out, choice};
