@@ -27,6 +27,8 @@ from numba.cuda.typing.typeof import typeof  # noqa: E402
 
 from dynk.kernels.common import numba_cuda_kernels  # noqa: E402
 from dynk.kernels.decoupled import numba_cuda, numba_cuda_norm  # noqa: E402
+from dynk.kernels.sampled import numba_cuda as numba_cuda_ls_dfn  # noqa: E402
+from dynk.kernels.sampled import numba_cuda_dynamic  # noqa: E402
 
 DTYPES = run_numba_cuda.DTYPES
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -36,7 +38,7 @@ on_emulator = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulat
 
 KERNELS = {
     kernel.py_func.__name__: kernel
-    for module in (numba_cuda_kernels, numba_cuda, numba_cuda_norm)
+    for module in (numba_cuda_kernels, numba_cuda, numba_cuda_norm, numba_cuda_ls_dfn, numba_cuda_dynamic)
     for name, kernel in inspect.getmembers(module, lambda member: isinstance(member, CUDADispatcher))
     if name.endswith("_kernel")
 }
