@@ -9,7 +9,7 @@ using namespace dynk;
 
 // A thread owns a pixel, ROWS rows and OUTPUTS output channels: it weighs each sample for all of its rows at once.
 template <typename T, typename Index, bool DENSE>
-__global__ void __launch_bounds__(256, 1)
+__global__ void __launch_bounds__(256, sizeof(Index) == 8 ? 1 : 2)
     sampled_backward_across(const T* __restrict__ grad_out, const T* __restrict__ x,
                             const T* __restrict__ sample_attention, const T* __restrict__ position_attention,
                             const int* __restrict__ choice, T* __restrict__ grad_across,
@@ -31,39 +31,37 @@ __global__ void __launch_bounds__(256, 1)
     const Index y = g.row_of(pixel), x0 = g.column_of(pixel);
 
     Chains<Acc, ROWS * OUTPUTS, 2> sums;
-    for (Index a = 0; a < g.samples; ++a) {
-        for (Index b = 0; b < g.samples; ++b) {
-            const Index sample = a * g.samples + b;
-            const Index row = y + g.down(sample), column = x0 + g.right(sample), at = g.position(row, column);
-            if (!DENSE && at < 0) continue;
-            Acc weight[OUTPUTS] = {};
-            bool taken[OUTPUTS], any = false;
+    Walk<Index> walk(g, 0, y, x0);
+    for (Index sample = 0; sample < g.grid; ++sample, walk.step(g)) {
+        const Index at = walk.position(g);
+        if (!DENSE && at < 0) continue;
+        Acc weight[OUTPUTS] = {};
+        bool taken[OUTPUTS], any = false;
+#pragma unroll
+        for (int u = 0; u < OUTPUTS; ++u) {
+            taken[u] = u < outputs && gradients.takes_part(g, plane_of + u, sample, pixel);
+            if (!taken[u]) continue;
+            any = true;
+            weight[u] = gradients.weighted(g, filters, plane_of + u, sample, pixel);
+            if constexpr (!DENSE) weight[u] *= filters.of_position(g, plane_of + u, g.centre, at);
+        }
+        if (!any) continue;
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            if (r >= count) break;
+            Index from = at, channel = first_row + r;
+            if constexpr (DENSE) {
+                const Index tap = take_tap(g, channel);
+                from = g.position(walk.row + g.tap_down(tap), walk.column + g.tap_right(tap));
+            }
+            if (from < 0) continue;
+            const Acc value = load(x + (image * g.C + channel) * g.plane + from);
 #pragma unroll
             for (int u = 0; u < OUTPUTS; ++u) {
-                taken[u] = u < outputs && gradients.takes_part(g, plane_of + u, sample, pixel);
-                if (!taken[u]) continue;
-                any = true;
-                weight[u] = gradients.weighted(g, filters, plane_of + u, sample, pixel);
-                if constexpr (!DENSE) weight[u] *= filters.of_position(g, plane_of + u, g.centre, at);
+                if (taken[u]) sums.chain[r * OUTPUTS + u] += weight[u] * value;
             }
-            if (!any) continue;
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-                if (r >= count) break;
-                Index from = at, channel = first_row + r;
-                if constexpr (DENSE) {
-                    const Index tap = take_tap(g, channel);
-                    from = g.position(row + g.tap_down(tap), column + g.tap_right(tap));
-                }
-                if (from < 0) continue;
-                const Acc value = load(x + (image * g.C + channel) * g.plane + from);
-#pragma unroll
-                for (int u = 0; u < OUTPUTS; ++u) {
-                    if (taken[u]) sums.chain[r * OUTPUTS + u] += weight[u] * value;
-                }
-            }
-            sums.step();
         }
+        sums.step();
     }
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
@@ -125,7 +123,7 @@ __global__ void __launch_bounds__(256, 1)
 // threads of the pixel, for the gradients of the attentions: of those samples, and of the centre tap of their position.
 // What is null is not wanted. With grad_x a block has all its channels at once; else it takes `blocks` turns.
 template <typename T, typename Index>
-__global__ void __launch_bounds__(512, 1)
+__global__ void __launch_bounds__(MANY_THREADS<Index>, 1)
     sampled_backward_gather(const T* __restrict__ grad_out, const T* __restrict__ x, const T* __restrict__ across,
                             const T* __restrict__ within, const T* __restrict__ sample_attention,
                             const T* __restrict__ position_attention, const accumulator<T>* __restrict__ channel_sum,
@@ -163,11 +161,11 @@ __global__ void __launch_bounds__(512, 1)
                 for (int c = 0; c < CHANNELS; ++c) {
                     if (of_attention && c < channels) value[c] = load(x + (image * g.C + channel + c) * g.plane + here);
                 }
+                Walk<Index, true> walk(g, first, y, x0);
 #pragma unroll
                 for (int k = 0; k < SAMPLES; ++k) {
-                    const Index sample = first + k;
+                    const Index sample = first + k, pixel = walk.next(g);
                     if (sample >= g.grid) break;
-                    const Index pixel = g.position(y - g.down(sample), x0 - g.right(sample));
                     if (pixel < 0 || !gradients.takes_part(g, plane_of, sample, pixel)) continue;
                     const Acc weight = gradients.weighted(g, filters, plane_of, sample, pixel) * attention;
                     Acc part = 0;

@@ -27,8 +27,11 @@ from dynk.kernels.sampled.geometry import MAX, SampleGeometry
 
 FORWARD, BACKWARD, TAPS = "samples.cu", "backward.cu", "shared_taps.cu"
 
-# Threads of a block of the kernels whose launch bounds say so.
-MANY_THREADS, FORWARD_THREADS = 512, 384
+# Threads of the largest blocks, by index type: MANY_THREADS of the sources. Of forward blocks there are as many for both.
+MANY_THREADS = {np.dtype(np.int32): 512, np.dtype(np.int64): 384}
+FORWARD_THREADS = 384
+# Threads that share a pixel of the gradient of the channel sum, at most.
+SUM_SLICES = 16
 # What a thread of each kernel holds: the constants of the sources.
 SAMPLES = 8
 TAPS_OF_A_THREAD = 9
@@ -209,7 +212,7 @@ class _Call:
             return
         g = self.g
         turns = divide_up(g.C, _rows(self.dtype))
-        warps = min(MANY_THREADS // WARP, turns)
+        warps = min(MANY_THREADS[self.index] // WARP, turns)
         if grad_x is not None and turns > warps and self.is_any(grad_sample, grad_position):
             self.gather(inputs, grad_x, None, None)
             grad_x = None
@@ -236,7 +239,7 @@ class _Call:
         """Return the gradient of the channel sum."""
         g = self.g
         out = self.cuda.workspace(g.N * self.plane, accumulator(self.dtype))
-        slices = min(MANY_THREADS // WARP, g.O * g.samples**2)
+        slices = min(SUM_SLICES, g.O * g.samples**2)
         blocks = g.N * divide_up(self.plane, WARP)
         self.launch(TAPS, "sampled_backward_sum", blocks, (WARP, 1, slices), (*args, out))
         return out

@@ -12,6 +12,10 @@ struct Held {
     static constexpr int ROWS = CHANNELS;  // of the big tensor
 };
 
+// Threads of the largest blocks, for 128 registers each, or the 168 that numbers of 8 bytes take.
+template <typename Index>
+constexpr int MANY_THREADS = sizeof(Index) == 8 ? 384 : 512;
+
 // The numbers of geometry.REDUCTIONS.
 enum Reduction { SUM, MEAN, MAX, NONE };
 
@@ -66,6 +70,34 @@ struct Sampling : SampleGeometry<Index> {
 
   private:
     __device__ __forceinline__ Index step(Index k) const { return (k - (this->samples - 1) / 2) * this->sample_stride; }
+};
+
+// Steps through the samples from `first` on: their centres as seen from a pixel or, BACK, the pixels whose samples are
+// centred there.
+template <typename Index, bool BACK = false>
+struct Walk {
+    Index row, column, b;
+
+    __device__ __forceinline__ Walk(const Sampling<Index>& g, Index first, Index y, Index x)
+        : row(BACK ? y - g.down(first) : y + g.down(first)),
+          column(BACK ? x - g.right(first) : x + g.right(first)),
+          b(first % g.samples) {}
+
+    __device__ __forceinline__ Index position(const Sampling<Index>& g) const { return g.position(row, column); }
+
+    __device__ __forceinline__ void step(const Sampling<Index>& g) {
+        column += BACK ? -g.sample_stride : g.sample_stride;
+        if (++b < g.samples) return;
+        b = 0;
+        column += BACK ? g.samples * g.sample_stride : -g.samples * g.sample_stride;
+        row += BACK ? -g.sample_stride : g.sample_stride;
+    }
+
+    __device__ __forceinline__ Index next(const Sampling<Index>& g) {
+        const Index here = position(g);
+        step(g);
+        return here;
+    }
 };
 
 // Splits the tap off a number c * taps + tap.

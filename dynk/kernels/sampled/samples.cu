@@ -68,26 +68,6 @@ __device__ __forceinline__ void copy_rows(T* tile, const T* across, const Sampli
     close_copies();
 }
 
-// Steps through samples: the positions of one tap of each, seen from a pixel.
-template <typename Index>
-struct Walk {
-    Index row, column, b;
-
-    __device__ __forceinline__ Walk(const Sampling<Index>& g, Index y, Index x, Index first)
-        : row(y + g.down(first)), column(x + g.right(first)), b(first % g.samples) {}
-
-    __device__ __forceinline__ Index next(const Sampling<Index>& g) {
-        const Index here = g.position(row, column);
-        column += g.sample_stride;
-        if (++b == g.samples) {
-            b = 0;
-            column -= g.samples * g.sample_stride;
-            row += g.sample_stride;
-        }
-        return here;
-    }
-};
-
 // Returns `value(index)` of COUNT, a power of two, whose index is known to the compiler: registers have no addresses.
 template <int COUNT, int FIRST = 0, typename Value>
 __device__ __forceinline__ auto pick(int index, const Value& value) {
@@ -110,7 +90,7 @@ __device__ __forceinline__ bool is_larger(Acc value, int sample, Acc best, int c
 // Writes the outputs, and for "max" which sample each is; what is null is not wanted. The threads of a pixel take `each`
 // samples at a time, and keep what is left of them in shared memory.
 template <typename T, typename Index, bool DENSE>
-__global__ void __launch_bounds__(sizeof(Index) == 8 ? 384 : 512, 1)  // 168 or 128 registers
+__global__ void __launch_bounds__(MANY_THREADS<Index>, 1)
     sampled_forward(const T* __restrict__ x, const T* __restrict__ across, const T* __restrict__ within,
                     const T* __restrict__ sample_attention, const T* __restrict__ position_attention,
                     const accumulator<T>* __restrict__ channel_sum, T* __restrict__ out, int* __restrict__ choice,
@@ -140,7 +120,7 @@ __global__ void __launch_bounds__(sizeof(Index) == 8 ? 384 : 512, 1)  // 168 or 
         Chains<Acc, SAMPLES * OUTPUTS, 2> sums;
         Index at[SAMPLES];
         if constexpr (!DENSE) {
-            Walk<Index> walk(g, y, x0, first);
+            Walk<Index> walk(g, first, y, x0);
 #pragma unroll
             for (int k = 0; k < SAMPLES; ++k) at[k] = walk.next(g);
         }
@@ -162,7 +142,7 @@ __global__ void __launch_bounds__(sizeof(Index) == 8 ? 384 : 512, 1)  // 168 or 
                 }
                 Index channel = row + r;
                 const Index tap = DENSE ? take_tap(g, channel) : g.centre;
-                Walk<Index> walk(g, DENSE ? y + g.tap_down(tap) : y, DENSE ? x0 + g.tap_right(tap) : x0, first);
+                Walk<Index> walk(g, first, DENSE ? y + g.tap_down(tap) : y, DENSE ? x0 + g.tap_right(tap) : x0);
                 const T* const plane = x + (work.image * g.C + channel) * g.plane;
 #pragma unroll
                 for (int k = 0; k < SAMPLES; ++k) {
@@ -183,7 +163,7 @@ __global__ void __launch_bounds__(sizeof(Index) == 8 ? 384 : 512, 1)  // 168 or 
             const Index plane_of = work.plane_of + u;
             Acc total = pass > 0 ? reduced[place + u * pixels] : Acc(0), part = 0;
             int best = pass > 0 && g.reduce == MAX ? chosen[place + u * pixels] : -1;
-            Walk<Index> walk(g, y, x0, first);
+            Walk<Index> walk(g, first, y, x0);
 #pragma unroll 1
             for (int k = 0; k < count; ++k) {
                 const Index sample = first + k, centred = walk.next(g);

@@ -38,16 +38,17 @@ __global__ void __launch_bounds__(256, 1)
     const Index y = g.row_of(work.pixel), x = g.column_of(work.pixel);
     const Acc* const plane = channel_sum + work.plane_of / g.O * g.plane;
     Chains<Acc, TAPS, 2> sums;
-    for (Index sample = 0; sample < g.grid; ++sample) {
+    Walk<Index> walk(g, 0, y, x);
+    for (Index sample = 0; sample < g.grid; ++sample, walk.step(g)) {
         if (!gradients.takes_part(g, work.plane_of, sample, work.pixel)) continue;
-        const Index row = y + g.down(sample), column = x + g.right(sample), at = g.position(row, column);
+        const Index at = walk.position(g);
         if (!g.is_attended(at)) continue;
         const Acc weight = gradients.weighted(g, filters, work.plane_of, sample, work.pixel);
 #pragma unroll
         for (int t = 0; t < TAPS; ++t) {
             if (t >= work.count) break;
             const Index tap = work.first + t;
-            const Index from = g.position(row + g.tap_down(tap), column + g.tap_right(tap));
+            const Index from = g.position(walk.row + g.tap_down(tap), walk.column + g.tap_right(tap));
             if (from < 0) continue;
             sums.chain[t] += weight * filters.of_position(g, work.plane_of, tap, at) * plane[from];
         }
@@ -77,8 +78,9 @@ __global__ void __launch_bounds__(256, 1)
     const Index y = g.row_of(work.pixel), x = g.column_of(work.pixel);
     const Acc* const plane = channel_sum + work.plane_of / g.O * g.plane;
     Chains<Acc, TAPS, 2> sums;
+    Walk<Index, true> walk(g, 0, y, x);
     for (Index sample = 0; sample < g.grid; ++sample) {
-        const Index pixel = g.position(y - g.down(sample), x - g.right(sample));
+        const Index pixel = walk.next(g);
         if (pixel < 0 || !gradients.takes_part(g, work.plane_of, sample, pixel)) continue;
         const Acc weight = gradients.weighted(g, filters, work.plane_of, sample, pixel);
 #pragma unroll
