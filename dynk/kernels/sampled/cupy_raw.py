@@ -27,7 +27,7 @@ from dynk.kernels.sampled.geometry import MAX, SampleGeometry
 
 FORWARD, BACKWARD, TAPS = "samples.cu", "backward.cu", "shared_taps.cu"
 
-# Threads of the largest blocks, by index type: MANY_THREADS of the sources. Of forward blocks there are as many for both.
+# Threads of the largest blocks, by index type: MANY_THREADS of the sources. Forward blocks are the same for both.
 MANY_THREADS = {np.dtype(np.int32): 512, np.dtype(np.int64): 384}
 FORWARD_THREADS = 384
 # Threads that share a pixel of the gradient of the channel sum, at most.
@@ -186,9 +186,7 @@ class _Call:
         tiles = 2 * outputs * _rows(self.dtype) * pixels * ITEMSIZE[self.dtype] if has_rows else 0
         reduction = groups * pixels * outputs * (ITEMSIZE[accumulator(self.dtype)] + 4)
         block = (pixels, groups)
-        self.launch(
-            FORWARD, "sampled_forward", blocks, block, (*arrays, out, choice), each, shared=reduction + tiles
-        )
+        self.launch(FORWARD, "sampled_forward", blocks, block, (*arrays, out, choice), each, shared=reduction + tiles)
 
     def backward_across(self, args: tuple[Any, ...]) -> None:
         """Write the gradient of the big tensor."""

@@ -1,8 +1,8 @@
 """What the Numba CUDA kernels of this family are made of: where samples and taps lie, and what they weigh.
 
-Arrays are flat. Kernels take the integers of `SampleGeometry` as one tuple behind their arrays. `plane_of` is n * O + o;
-pixels and positions number a plane row by row, and a position outside the image is -1. Samples and taps are numbered
-row by row too.
+Arrays are flat. Kernels take the integers of `SampleGeometry` as one tuple behind their arrays. `plane_of` is
+n * O + o; pixels and positions number a plane row by row, and a position outside the image is -1. Samples and taps are
+numbered row by row too.
 """
 
 from __future__ import annotations
