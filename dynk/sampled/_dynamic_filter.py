@@ -79,7 +79,7 @@ def dynamic_filter(
     Notes
     -----
     Sums are formed in float32 (float64 for float64) and rounded once. The samples are not stored. The workspace, in the
-    accumulation type, is 4 rows of W numbers for each thread on the CPU.
+    accumulation type, is 5 rows of W numbers for each thread on the CPU.
 
     References
     ----------
@@ -140,7 +140,7 @@ def dynamic_filter_backward(
     Notes
     -----
     Gradients are deterministic: the same call on the same device gives the same bits. For "max" only the chosen samples
-    take part: others are not multiplied by 0. The workspace on the CPU is, for each thread, 4 rows of W numbers in the
+    take part: others are not multiplied by 0. The workspace on the CPU is, for each thread, 5 rows of W numbers in the
     accumulation type, and for "max" a 16-bit number for each output, which says what sample was chosen.
 
     Examples

@@ -13,6 +13,7 @@ from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import fill, load, store
 from dynk.kernels.sampled.cpu_rows import (
     add_attended,
+    add_four_products,
     add_products,
     end_inside,
     first_inside,
@@ -73,10 +74,15 @@ def sample_row(  # type: ignore[no-untyped-def]
 def mix(n, o, y, centre, dx, first, end, x, across, row, total, g):  # type: ignore[no-untyped-def]
     """Sum across * x over the channels, at the centre of a sample, for the pixels from `first` to `end`."""
     terms = 0
-    for c in range(g.C):
+    fours, plane = g.C // 4 * 4, g.H * g.W
+    for c in range(0, fours, 4):
+        terms = stage(terms, row, total) + 3
+        image = ((n * g.C + c) * g.H + centre) * g.W + dx + first
+        add_four_products(row, first, across, across_row(n, o, c, y, g) + first, plane, x, image, plane, end - first)
+    for c in range(fours, g.C):
         terms = stage(terms, row, total)
-        image = ((n * g.C + c) * g.H + centre) * g.W + dx
-        add_products(row, first, across, across_row(n, o, c, y, g) + first, x, image + first, end - first)
+        image = ((n * g.C + c) * g.H + centre) * g.W + dx + first
+        add_products(row, first, across, across_row(n, o, c, y, g) + first, x, image, end - first)
     merge(terms, row, total)
 
 
