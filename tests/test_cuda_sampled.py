@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from emulated import EmulatedCupy
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cuda_c import check, check_normal, normal
+from test_cuda_tiles import COPIED, compiled_to_ptx
 
 from dynk.kernels.common import cuda_launch
 from dynk.kernels.sampled import cupy_raw
@@ -220,3 +222,47 @@ def test_index_width_follows_the_largest_tensor() -> None:
     assert width(False, H=2**15, W=2**13, kh=9, kw=1) == "int64"  # within
     assert width(False, H=2**15, W=2**16) == "int64"
     assert width(False, W=2**20, sample_stride=2**31) == "int64"
+
+
+@pytest.mark.parametrize("dense", ["false", "true"])
+@pytest.mark.parametrize("dtype", ["__half", "float", "double"])
+def test_the_big_tensor_is_read_by_16_bytes(dtype: str, dense: str) -> None:
+    source = Path(cupy_raw.__file__).with_name(cupy_raw.FORWARD)
+    ptx = compiled_to_ptx(f"sampled_forward<{dtype}, int, {dense}>", source)
+    assert set(COPIED.findall(ptx)) == {"16"}
+
+
+class Recorder:
+    """The runtime object of launch functions; notes blocks and shared memory."""
+
+    def __init__(self) -> None:
+        self.launched: list[tuple[str, int, int]] = []
+
+    def launch(self, source: str, expression: str, grid: Any, block: Any, args: Any, shared: int = 0) -> None:
+        self.launched.append((expression, int(np.prod(block)), shared))
+
+    def workspace(self, count: int, dtype: str) -> Any:
+        return object()
+
+
+@given(
+    st.sampled_from(list(cuda_launch.ELEMENT)),
+    st.integers(1, 64),
+    st.sampled_from([1, 3, 64, 256, 5000]),
+    st.sampled_from([1, 3, 24, 300]),
+    st.sampled_from([(1, 1), (9, 9), (200, 300), (2**13, 2**12)]),
+)
+def test_a_block_takes_no_more_than_any_gpu_gives(dtype: str, s: int, C: int, O: int, size: tuple[int, int]) -> None:  # noqa: E741
+    filters, sampled = (1, O, 3, 3, *size), (1, O, s, s, *size)
+    shapes = (1, C, *size), (1, O, C, *size), filters, sampled, filters
+    options = LS_DFN.canonical(samples=s, sample_stride=1, reduce="max")
+    plan = LS_DFN.plan("ls_dfn", shapes, (dtype,) * 5, options)
+    cuda, arrays = Recorder(), [object()] * 5
+    cupy_raw.ls_dfn_forward(cuda, plan, *arrays, object())
+    cupy_raw.ls_dfn_backward(cuda, plan, object(), *arrays, *arrays)
+    for expression, threads, shared in cuda.launched:
+        most = 512 if expression.startswith("sampled_backward_sum") else 256
+        if expression.startswith(("sampled_forward", "sampled_backward_gather")):
+            most = 384 if "long long" in expression else 512
+        assert threads <= most, expression
+        assert shared <= 48 << 10, expression
