@@ -1,6 +1,11 @@
 // The gradients of the big tensor of dynamic_filter and ls_dfn, and what gathers from it: grad_x, and with `across` the
 // gradients of the attentions. A row of the big tensor is `across` of one input channel, or a tap of it of the DENSE
 // kernel of dynamic_filter.
+//
+// A product of `across` and the image is needed at the pixel of `across` for the one gradient and at that of the image
+// for the others. Gathered at the image, everything but grad_across, which does not depend on `across`, comes of one pass
+// over it without a float atomic: s*s loads and 2*s*s multiplications for each element, in rows that neighbouring blocks
+// have in the L2 cache. So `across` is read from memory once and its gradient written once.
 #include "sampled.cuh"
 
 using namespace dynk;
@@ -118,10 +123,11 @@ __global__ void __launch_bounds__(256, 1)
     }
 }
 
-// A thread owns a pixel, at which samples of others are centred, and CHANNELS input channels, which are multiplied by
-// each element of `across` that reads them: summed over output channels and samples for grad_x, over the channels, by all
-// threads of the pixel, for the gradients of the attentions: of those samples, and of the centre tap of their position.
-// What is null is not wanted. With grad_x a block has all its channels at once; else it takes `blocks` turns.
+// A thread owns a pixel, at which samples of others are centred, and CHANNELS input channels, which each element of
+// `across` that reads them meets twice: times its gradient, summed over output channels and samples, for grad_x; times
+// the image, summed over the channels, by all threads of the pixel, for the attentions: of those samples, and of the
+// centre tap of their position. What is null is not wanted. With grad_x a block has its channels at once, all of them if
+// attentions are wanted too; without, it takes turns.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(MANY_THREADS<Index>, 1)
     sampled_backward_gather(const T* __restrict__ grad_out, const T* __restrict__ x, const T* __restrict__ across,

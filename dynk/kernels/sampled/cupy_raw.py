@@ -48,7 +48,7 @@ def dynamic_filter_backward(
 ) -> None:
     """Write the gradients of `dynamic_filter` that are not None.
 
-    The workspace is a 32-bit number for each output for "max".
+    The workspace is a 32-bit number for each output for "max", whose choice reads `kernel` once more.
     """
     call = _Call(cuda, plan, dense=True)
     choice = call.choice((x, kernel, None, None, None, None)) if call.is_any(grad_x, grad_kernel) else None
@@ -94,8 +94,10 @@ def ls_dfn_backward(
 ) -> None:
     """Write the gradients of `ls_dfn` that are not None.
 
-    The workspace is the channel sum and its gradient, (N, 1, H, W) each, in the accumulator type, and a 32-bit number
-    for each output for "max".
+    `across` is read once, for all gradients that it is a factor of: twice if there are more channels than a block holds
+    (128, of float64 64; with 64-bit indices 96 and 48) and both `x` and an attention have a gradient. "max" reads it
+    once more, to choose again. The workspace is the channel sum and its gradient, (N, 1, H, W) each, in the accumulator
+    type, and a 32-bit number for each output for "max".
     """
     call = _Call(cuda, plan)
     g = call.g

@@ -1,10 +1,11 @@
 // The samples of dynamic_filter and ls_dfn, reduced, or the choice of "max" among them.
 //
-// A thread owns a pixel, OUTPUTS output channels and up to SAMPLES samples, whose sums over the rows of the big tensor it
-// keeps in registers; a row is `across` of one input channel, or a tap of it of the DENSE kernel of dynamic_filter. Each
-// element of the image so serves OUTPUTS products, and one of the big tensor all samples of the thread. The threads of a
-// block share pixels and outputs and have different samples. They copy the big tensor to shared memory once, ROWS
-// rows ahead of their use, in pieces of 16 bytes; the image they gather from the L1 cache.
+// A thread owns a pixel, OUTPUTS output channels and up to SAMPLES samples, whose sums over the rows of the big tensor
+// it keeps in registers; a row is `across` of one input channel, or a tap of it of the DENSE kernel of dynamic_filter.
+// Each element of the image so serves OUTPUTS products, and one of the big tensor all samples of the thread. The threads
+// of a block share pixels and outputs and have different samples. They copy the big tensor to shared memory, ROWS rows
+// ahead of their use and in pieces of 16 bytes: once, for up to 9 x 9 samples, of more once for each 96. The image they
+// gather from the L1 cache.
 #include "cuda_tiles.cuh"
 #include "sampled.cuh"
 
@@ -52,17 +53,20 @@ __device__ __forceinline__ void copy_rows(T* tile, const T* across, const Sampli
                                           bool aligned) {
     using Acc = accumulator<T>;
     constexpr int VECTOR = 16 / sizeof(T), OUTPUTS = Held<Acc>::OUTPUTS, ROWS = Held<Acc>::ROWS;
-    const int pixels = blockDim.x, step = aligned ? VECTOR : 1;
+    const int step = aligned ? VECTOR : 1, vectors = blockDim.x / step;  // of a row
     const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
-    for (int k = thread * step; k < OUTPUTS * ROWS * pixels; k += threads * step) {
-        const int u = k / pixels % OUTPUTS;
-        const Index row = first + k / pixels / OUTPUTS, pixel = work.first_pixel + k % pixels;
-        if (u >= work.outputs || row >= rows || pixel >= g.plane) continue;
-        const T* from = across + ((work.plane_of + u) * rows + row) * g.plane + pixel;
+    const int beside = thread % vectors * step;
+    const Index pixel = work.first_pixel + beside;
+    for (int line = thread / vectors; line < OUTPUTS * ROWS && pixel < g.plane; line += threads / vectors) {
+        const int u = line % OUTPUTS;
+        const Index row = first + line / OUTPUTS;
+        if (u >= work.outputs || row >= rows) continue;
+        T* const to = tile + line * blockDim.x + beside;
+        const T* const from = across + ((work.plane_of + u) * rows + row) * g.plane + pixel;
         if (aligned) {
-            copy_ahead<VECTOR>(tile + k, from, true);
+            copy_ahead<VECTOR>(to, from, true);
         } else {
-            tile[k] = *from;
+            *to = *from;
         }
     }
     close_copies();
