@@ -100,11 +100,35 @@ struct Walk {
     }
 };
 
-// Splits the tap off a number c * taps + tap.
-template <typename Index>
-__device__ __forceinline__ Index take_tap(const Sampling<Index>& g, Index& row) {
-    return dynk::take(row, g.taps);
-}
+// Steps through the rows of the big tensor from `first` on: its channel, and DENSE, how far its tap lies from the centre.
+template <typename Index, bool DENSE>
+struct Rows {
+    Index channel, i, j;
+
+    __device__ __forceinline__ Rows(const Sampling<Index>& g, Index first) : channel(first), i(0), j(0) {
+        if constexpr (DENSE) {
+            j = dynk::take(channel, g.kw);
+            i = dynk::take(channel, g.kh);
+        }
+    }
+
+    __device__ __forceinline__ void step(const Sampling<Index>& g) {
+        if constexpr (DENSE) {
+            if (++j < g.kw) return;
+            j = 0;
+            if (++i < g.kh) return;
+            i = 0;
+        }
+        ++channel;
+    }
+
+    __device__ __forceinline__ Index down(const Sampling<Index>& g) const {
+        return DENSE ? dynk::tap_offset(i, g.kh, g.dilation_h) : Index(0);
+    }
+    __device__ __forceinline__ Index right(const Sampling<Index>& g) const {
+        return DENSE ? dynk::tap_offset(j, g.kw, g.dilation_w) : Index(0);
+    }
+};
 
 // The filters and attentions of one output channel, of which none need be there; `plane_of` is n * O + o.
 template <typename T, typename Index>

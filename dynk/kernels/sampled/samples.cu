@@ -122,9 +122,11 @@ __global__ void __launch_bounds__(MANY_THREADS<Index>, 1)
         const Index first = pass + each * threadIdx.y;
         const int count = int(g.grid - first < each ? g.grid - first : each);
         Chains<Acc, SAMPLES * OUTPUTS, 2> sums;
+        const Walk<Index> start(g, first, y, x0);
+        Rows<Index, DENSE> source(g, 0);
         Index at[SAMPLES];
         if constexpr (!DENSE) {
-            Walk<Index> walk(g, first, y, x0);
+            Walk<Index> walk = start;
 #pragma unroll
             for (int k = 0; k < SAMPLES; ++k) at[k] = walk.next(g);
         }
@@ -144,10 +146,10 @@ __global__ void __launch_bounds__(MANY_THREADS<Index>, 1)
                 for (int u = 0; u < OUTPUTS; ++u) {
                     factor[u] = u < work.outputs ? load(factors + (r * OUTPUTS + u) * pixels) : Acc(0);
                 }
-                Index channel = row + r;
-                const Index tap = DENSE ? take_tap(g, channel) : g.centre;
-                Walk<Index> walk(g, first, DENSE ? y + g.tap_down(tap) : y, DENSE ? x0 + g.tap_right(tap) : x0);
-                const T* const plane = x + (work.image * g.C + channel) * g.plane;
+                Walk<Index> walk = start;
+                walk.row += source.down(g);
+                walk.column += source.right(g);
+                const T* const plane = x + (work.image * g.C + source.channel) * g.plane;
 #pragma unroll
                 for (int k = 0; k < SAMPLES; ++k) {
                     if (k >= count) break;
@@ -157,6 +159,7 @@ __global__ void __launch_bounds__(MANY_THREADS<Index>, 1)
 #pragma unroll
                     for (int u = 0; u < OUTPUTS; ++u) sums.chain[k * OUTPUTS + u] += value * factor[u];
                 }
+                source.step(g);
                 sums.step();
             }
         }
@@ -167,7 +170,7 @@ __global__ void __launch_bounds__(MANY_THREADS<Index>, 1)
             const Index plane_of = work.plane_of + u;
             Acc total = pass > 0 ? reduced[place + u * pixels] : Acc(0), part = 0;
             int best = pass > 0 && g.reduce == MAX ? chosen[place + u * pixels] : -1;
-            Walk<Index> walk(g, first, y, x0);
+            Walk<Index> walk = start;
 #pragma unroll 1
             for (int k = 0; k < count; ++k) {
                 const Index sample = first + k, centred = walk.next(g);
