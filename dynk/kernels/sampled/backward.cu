@@ -54,10 +54,13 @@ __global__ void __launch_bounds__(256, sizeof(Index) == 8 ? 1 : 2)
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             if (r >= count) break;
-            const Rows<Index, DENSE> source(g, first_row + r);
-            const Index from = DENSE ? g.position(walk.row + source.down(g), walk.column + source.right(g)) : at;
+            Index from = at, channel = first_row + r;
+            if constexpr (DENSE) {
+                const Index tap = take_tap(g, channel);
+                from = g.position(walk.row + g.tap_down(tap), walk.column + g.tap_right(tap));
+            }
             if (from < 0) continue;
-            const Acc value = load(x + (image * g.C + source.channel) * g.plane + from);
+            const Acc value = load(x + (image * g.C + channel) * g.plane + from);
 #pragma unroll
             for (int u = 0; u < OUTPUTS; ++u) {
                 if (taken[u]) sums.chain[r * OUTPUTS + u] += weight[u] * value;

@@ -100,6 +100,12 @@ struct Walk {
     }
 };
 
+// Splits the tap off a number c * taps + tap.
+template <typename Index>
+__device__ __forceinline__ Index take_tap(const Sampling<Index>& g, Index& row) {
+    return dynk::take(row, g.taps);
+}
+
 // Steps through the rows of the big tensor from `first` on: its channel, and DENSE, how far its tap lies from the centre.
 template <typename Index, bool DENSE>
 struct Rows {
