@@ -120,7 +120,7 @@ def _torch_ddf_unfold(x: Any, spatial: Any, channel: Any) -> Any:
     return (windows.unflatten(-1, x.shape[-2:]) * filters).sum(2)
 
 
-def _torch_upsample(x: Any, spatial: Any, channel: Any) -> Any:
+def _torch_upsample(x: Any, spatial: Any, channel: Any, **_: Any) -> Any:
     import torch
     from torch.nn import functional
 
@@ -129,7 +129,7 @@ def _torch_upsample(x: Any, spatial: Any, channel: Any) -> Any:
     return functional.pixel_shuffle(torch.stack(branches, 2).flatten(1, 2), s)
 
 
-def _torch_norm(f: Any, scale: Any, shift: Any) -> Any:
+def _torch_norm(f: Any, scale: Any, shift: Any, **_: Any) -> Any:
     z = (f - f.mean((2, 3), keepdim=True)) / (f.std((2, 3), keepdim=True) + 1e-10)
     return z * scale if shift is None else z * scale + shift
 
@@ -140,7 +140,7 @@ def _jax_ddf(x: Any, spatial: Any, channel: Any) -> Any:
     return _shifted_sum(lambda a, t, b, le, r: jnp.pad(a, ((0, 0), (0, 0), (t, b), (le, r))), x, spatial, channel)
 
 
-def _jax_upsample(x: Any, spatial: Any, channel: Any) -> Any:
+def _jax_upsample(x: Any, spatial: Any, channel: Any, **_: Any) -> Any:
     import jax.numpy as jnp
 
     s = spatial.shape[2]
@@ -149,7 +149,7 @@ def _jax_upsample(x: Any, spatial: Any, channel: Any) -> Any:
     return jnp.stack(rows, 3).reshape(n, c, s * h, s * w)
 
 
-def _jax_norm(f: Any, scale: Any, shift: Any) -> Any:
+def _jax_norm(f: Any, scale: Any, shift: Any, **_: Any) -> Any:
     z = (f - f.mean((2, 3), keepdims=True)) / (f.std((2, 3), ddof=1, keepdims=True) + 1e-10)
     return z * scale if shift is None else z * scale + shift
 

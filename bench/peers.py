@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def peers(problem: Problem) -> list[Contender]:
 
 
 def _each(problem: Problem, formulas: dict[str, Any], make: Callable[[Problem, Any], Call]) -> dict[str, Call]:
-    return {name: make(problem, formula) for name, formula in formulas.items()}
+    return {name: make(problem, partial(formula, **problem.case.options)) for name, formula in formulas.items()}
 
 
 def _torch_compiled(problem: Problem, formula: Callable[..., Any]) -> Call:

@@ -17,13 +17,23 @@ from dynk.decoupled import (
     filter_norm,
     filter_norm_backward,
 )
+from dynk.sampled import (
+    DynamicFilterGradients,
+    LsDfnGradients,
+    dynamic_filter,
+    dynamic_filter_backward,
+    ls_dfn,
+    ls_dfn_backward,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DdfGradients",
     "DdfUpsampleGradients",
+    "DynamicFilterGradients",
     "FilterNormGradients",
+    "LsDfnGradients",
     "__version__",
     "backend",
     "backends",
@@ -31,6 +41,10 @@ __all__ = [
     "ddf_backward",
     "ddf_upsample",
     "ddf_upsample_backward",
+    "dynamic_filter",
+    "dynamic_filter_backward",
     "filter_norm",
     "filter_norm_backward",
+    "ls_dfn",
+    "ls_dfn_backward",
 ]

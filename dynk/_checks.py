@@ -10,6 +10,8 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dynk._operator import Dtypes, Operator, Shape
 from dynk.kernels.common.dtypes import FLOATS, INTEGERS
 
@@ -48,6 +50,14 @@ def pair(function: str, argument: str, value: Any, *, least: int = 1) -> tuple[i
         msg = f"{function}: {argument} must be an int or an (h, w) pair, got {brief(value)}"
         raise TypeError(msg) from None
     return number, number
+
+
+def flag(function: str, argument: str, value: Any) -> bool:
+    """Return `value` if it is a bool, of Python or of NumPy."""
+    if not isinstance(value, bool | np.bool_):
+        msg = f"{function}: {argument} must be a bool, got {brief(value)}"
+        raise TypeError(msg)
+    return bool(value)
 
 
 def choice(function: str, argument: str, value: Any, allowed: tuple[str, ...]) -> str:

@@ -1,7 +1,8 @@
 """From checked metadata to the backend that runs a call.
 
-Backends are modules of `dynk.kernels.common` with one surface: NAME, DEVICE, DTYPES, `unavailable()` and `run(...)`.
-They are tried in order; `backend=` or `with dynk.backend(...)` asks for one by name, which no other ever replaces.
+Backends are modules of `dynk.kernels.common` with one surface: NAME, DEVICE, DTYPES, LAUNCHERS (the file of a family
+that they run), `unavailable()` and `run(...)`. They are tried in order; `backend=` or `with dynk.backend(...)` asks for
+one by name, which no other ever replaces.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _choose(function: str, op: Operator, device: str, dtype: str, requested: str
     reasons = []
     for name in names:
         runner = runner_of(name)
-        reason = _refusal(runner, device, dtype)
+        reason = _refusal(runner, op, device, dtype)
         if reason is None:
             return runner
         reasons.append(f"{name}: {reason}")
@@ -120,11 +121,13 @@ def _choose(function: str, op: Operator, device: str, dtype: str, requested: str
     raise NotImplementedError(msg)
 
 
-def _refusal(runner: Any, device: str, dtype: str) -> str | None:
+def _refusal(runner: Any, op: Operator, device: str, dtype: str) -> str | None:
     if device != runner.DEVICE:
         return f"runs on {runner.DEVICE} arrays"
     if dtype not in runner.DTYPES:
         return f"has no {dtype}"
+    if not op.has_launchers(runner.LAUNCHERS):
+        return f"has no kernels for {op.name}"
     reason: str | None = runner.unavailable()
     return reason
 

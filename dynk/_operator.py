@@ -7,6 +7,7 @@ files and one line in `FAMILIES`, and edits nothing.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +22,7 @@ Dtypes = tuple[str | None, ...]
 Options = tuple[Any, ...]
 
 # The public modules that hold operators. A new family is one more name here.
-FAMILIES = ("decoupled",)
+FAMILIES = ("decoupled", "sampled")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +83,8 @@ class Operator:
         NamedTuple type of what `<name>_backward` returns.
     derivative
         derivative(index, tangent, arrays, options) -> (arrays, options) such that the operator applied to them is the
-        directional derivative with respect to argument `index`; None where the operator has no such form.
+        directional derivative with respect to argument `index`; raises NotImplementedError for options that leave no
+        such form. None where the operator has none.
     batched
         Names of the array arguments whose leading dimension is the batch N.
     samples
@@ -110,6 +112,10 @@ class Operator:
     def launchers(self, backend: str) -> Any:
         """Return the module of this family's launch functions for one backend file, such as "cpu"."""
         return importlib.import_module(f"dynk.kernels.{self.family}.{backend}")
+
+    def has_launchers(self, backend: str) -> bool:
+        """Return whether this family has such a file; it need not be importable here."""
+        return importlib.util.find_spec(f"dynk.kernels.{self.family}.{backend}") is not None
 
 
 def operators() -> dict[str, Operator]:

@@ -143,7 +143,7 @@ def _signature(expression: str) -> list[str]:
     """Return the types of a kernel that has no size, all arguments but the mode of one that has."""
     name, _, rest = expression.partition("<")
     arguments = rest.split(", ")
-    sized = name not in ("sum_partials", "filter_norm_backward_scale")
+    sized = name not in ("sum_partials", "filter_norm_backward_scale") and not name.startswith("sampled_")
     return arguments[:4] + arguments[5:] if sized else arguments[:2]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import dynk
+from dynk._dispatch import runner_of
 from dynk._operator import Operator, operators
 from dynk.testing import Call
 
@@ -76,6 +77,30 @@ OPERATORS: list[Operator] = list(operators().values())
 
 each_lane = pytest.mark.parametrize("lane", LANES)
 each_cuda_lane = pytest.mark.parametrize("lane", CUDA_LANES)
+
+
+def each_lane_of(op: Operator) -> Any:
+    """Parametrise a test over the lanes whose backend has kernels for an operator's family."""
+    return pytest.mark.parametrize("lane", [lane for lane in LANES if _runs(lane, op)])
+
+
+def _runs(lane: Any, op: Operator) -> bool:
+    return op.has_launchers(runner_of(lane.values[0].backend).LAUNCHERS)
+
+
+def _pairs(lanes: list[Any]) -> Any:
+    """Parametrise a test over every operator on every lane whose backend has kernels for it."""
+    pairs = [
+        pytest.param(op, *lane.values, id=f"{op.name}-{lane.id}", marks=lane.marks)
+        for lane in lanes
+        for op in OPERATORS
+        if _runs(lane, op)
+    ]
+    return pytest.mark.parametrize(("op", "lane"), pairs)
+
+
+each_operator_on_each_lane = _pairs(LANES)
+each_operator_on_each_cuda_lane = _pairs(CUDA_LANES)
 each_operator = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 
 

@@ -56,6 +56,16 @@ for dtype, tolerance in (("float32", 1e-4), ("float64", 1e-12), ("float16", 1e-2
     f, scale, shift = draw(2, 4, 3, 3), draw(4, 1, 1), draw(1, 3, 3)
     same("filter_norm", f, scale, shift, axes=(2, 3))
     same("filter_norm_backward", draw(2, 4, 3, 3), f, scale, shift, axes=(2, 3))
+    x, kernel = draw(1, 2, 4, 5), draw(1, 2, 2, 3, 2, 4, 5)
+    for reduce in ("mean", "max"):
+        same("dynamic_filter", x, kernel, samples=2, sample_stride=3, reduce=reduce)
+        same("dynamic_filter_backward", draw(1, 2, 4, 5), x, kernel, samples=2, sample_stride=3, reduce=reduce)
+    across, within = draw(1, 2, 2, 4, 5), draw(1, 2, 3, 3, 4, 5)
+    attentions = draw(1, 2, 3, 3, 4, 5), draw(1, 2, 3, 3, 4, 5)
+    for reduce, shape in (("sum", (1, 2, 4, 5)), ("max", (1, 2, 4, 5)), ("none", (1, 3, 3, 2, 4, 5))):
+        options = {"samples": 3, "sample_stride": 2, "dilation": 2, "reduce": reduce}
+        same("ls_dfn", x, across, within, *attentions, **options)
+        same("ls_dfn_backward", draw(*shape), x, across, within, *attentions, **options)
 """
 
 

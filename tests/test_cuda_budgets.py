@@ -26,9 +26,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynk._operator import Operator, operators
-from dynk.decoupled import DDF, DDF_UPSAMPLE, FILTER_NORM
+from dynk.decoupled import DDF
 from dynk.kernels import common
 from dynk.kernels.common.dtypes import FLOATS
+from dynk.sampled import DYNAMIC_FILTER
 
 FILE = Path(__file__).with_name("budgets.json")
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -65,14 +66,15 @@ def arguments(expression: str) -> tuple[str, list[str]]:
 
 def has_size(name: str) -> bool:
     """Return whether kernels of this name have a kernel size among their template arguments, after the types."""
-    return name not in ("sum_partials", "filter_norm_backward_scale")
+    return name not in ("sum_partials", "filter_norm_backward_scale") and not name.startswith("sampled_")
 
 
 @cache
 def rows() -> tuple[Row, ...]:
     """Return everything that the families' launch functions declare."""
     found: dict[tuple[Path, str, str], list[str]] = {}
-    for launchers in {op.family: op.launchers("cupy_raw") for op in operators().values()}.values():
+    with_kernels = [op for op in operators().values() if op.has_launchers("cupy_raw")]
+    for launchers in {op.family: op.launchers("cupy_raw") for op in with_kernels}.values():
         for source, expression in launchers.instantiations():
             name, args = arguments(expression)
             key = f"{name}<{', '.join(args[: 4 if has_size(name) else 2])}>"
@@ -243,6 +245,33 @@ def norm_shapes(draw: st.DrawFn, op: Operator) -> tuple[tuple[Any, ...], dict[st
     return (shape, *(parameter if draw(st.booleans()) else None for parameter in parameters)), {"axes": (2, 3)}
 
 
+@st.composite
+def sampled_shapes(draw: st.DrawFn, op: Operator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    N, C, O, H, W = draw(few), draw(extents), draw(st.sampled_from([1, 4, 9])), draw(extents), draw(extents)  # noqa: E741
+    kh, kw, s = draw(taps), draw(taps), draw(st.sampled_from([1, 2, 5, 9, 10, 64]))
+    options: dict[str, Any] = {
+        "samples": s,
+        "sample_stride": draw(few),
+        "reduce": draw(st.sampled_from(["sum", "mean", "max", "none"])),
+    }
+    if op is DYNAMIC_FILTER:
+        return ((N, C, H, W), (N, O, C, kh, kw, H, W)), options
+    across, within = (N, O, C, H, W), (N, O, kh, kw, H, W)
+    absent = draw(st.sampled_from([{1}, {2}, set(), {3, 4}, {2, 3}, {1, 4}]))
+    shapes = (N, C, H, W), across, within, (N, O, s, s, H, W), within
+    options |= {"kernel_residual": draw(st.booleans())}
+    return tuple(None if number in absent else shape for number, shape in enumerate(shapes)), options
+
+
+SHAPES = {
+    "ddf": filter_shapes,
+    "ddf_upsample": filter_shapes,
+    "filter_norm": norm_shapes,
+    "dynamic_filter": sampled_shapes,
+    "ls_dfn": sampled_shapes,
+}
+
+
 def but_for_size(source: str, expression: str) -> tuple[Any, ...]:
     name, args = arguments(expression)
     if has_size(name):
@@ -250,10 +279,12 @@ def but_for_size(source: str, expression: str) -> tuple[Any, ...]:
     return source, name, *args
 
 
-@pytest.mark.parametrize("op", [DDF, DDF_UPSAMPLE, FILTER_NORM], ids=lambda op: op.name)
+@pytest.mark.parametrize(
+    "op", [op for op in operators().values() if op.has_launchers("cupy_raw")], ids=lambda op: op.name
+)
 @given(data=st.data())
 def test_every_instantiation_asked_for_is_declared(op: Operator, data: st.DataObject) -> None:
-    shapes, options = data.draw((norm_shapes if op is FILTER_NORM else filter_shapes)(op))
+    shapes, options = data.draw(SHAPES[op.name](op))
     dtype = data.draw(st.sampled_from(FLOATS))
     dtypes = tuple(None if shape is None else dtype for shape in shapes)
     plan = op.plan(op.name, shapes, dtypes, op.canonical(**options))

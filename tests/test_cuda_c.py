@@ -101,6 +101,8 @@ def norm_calls(draw: st.DrawFn, dtype: str, kh: int, kw: int) -> Call:
 def check(call: Call, grad_out: Any) -> EmulatedCupy:
     """Assert that forward and backward on the emulator agree with the reference; return the runtime object."""
     cuda = EmulatedCupy(call.op)
+    if all(array is None or array.size == 0 for array in call.arrays):
+        return cuda  # such calls launch nothing
     if 0 not in call.plan.out_shape:
         assert_close(cuda.forward(call), *call.expected_forward())
     gradients = cuda.backward(call, grad_out)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lanes import Lane, bits, each_cuda_lane, each_operator
+from lanes import Lane, bits, each_operator_on_each_cuda_lane
 
 import dynk
 from dynk._operator import Operator
@@ -33,8 +33,7 @@ def keep_busy(cupy: Any) -> None:
         a = a @ a * cupy.float32(1 / 4096)
 
 
-@each_cuda_lane
-@each_operator
+@each_operator_on_each_cuda_lane
 def test_work_follows_the_callers_stream(lane: Lane, op: Operator) -> None:
     """The inputs are NaN until the stream has written them: a call on another stream would read NaN."""
     cupy = importlib.import_module("cupy")
@@ -62,8 +61,7 @@ def test_work_follows_the_callers_stream(lane: Lane, op: Operator) -> None:
             assert_close(lane.get(gradient), want, terms, what=name)
 
 
-@each_cuda_lane
-@each_operator
+@each_operator_on_each_cuda_lane
 def test_a_captured_call_replays_on_new_values(lane: Lane, op: Operator) -> None:
     cupy = importlib.import_module("cupy")
     first, second = sample_call(op, lane.dtype, seed=0), sample_call(op, lane.dtype, seed=1)
@@ -91,8 +89,7 @@ def test_a_captured_call_replays_on_new_values(lane: Lane, op: Operator) -> None
         assert result is want is None or bits(result) == bits(want)
 
 
-@each_cuda_lane
-@each_operator
+@each_operator_on_each_cuda_lane
 def test_the_device_agrees_from_any_thread(lane: Lane, op: Operator) -> None:
     """Threads with streams of their own get the bits that one thread alone gets."""
     cupy = importlib.import_module("cupy")

@@ -290,9 +290,12 @@ def test_model_of_bytes_counts_each_operand_of_a_kernel_once(combine: str, facto
 # ---- machine code ----------------------------------------------------------------------------------------------------
 
 
-def compiled_to_ptx(expression: str) -> str:
+TILES = Path(cupy_raw_tiles.__file__).with_name(cupy_raw_tiles.SOURCE)
+
+
+def compiled_to_ptx(expression: str, source: Path = TILES) -> str:
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
-    folder = Path(cupy_raw.__file__).parent
+    folder = source.parent
     include = (Path(common.__file__).parent, folder, *cuda_include_folders())
     options = [option.encode() for option in ("-std=c++17", "-arch=compute_90", *(f"-I{path}" for path in include))]
 
@@ -301,7 +304,7 @@ def compiled_to_ptx(expression: str) -> str:
         assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, (function, status)
         return results[0] if results else None
 
-    program = call("CreateProgram", (folder / cupy_raw_tiles.SOURCE).read_bytes(), b"tiles.cu", 0, None, None)
+    program = call("CreateProgram", source.read_bytes(), source.name.encode(), 0, None, None)
     try:
         call("AddNameExpression", program, expression.encode())
         call("CompileProgram", program, len(options), options)

@@ -27,7 +27,7 @@ from dynk.testing import Call, assert_close, strategies
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 import dynk_jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-from dynk_jax import functional  # noqa: E402
+from dynk_jax import _apply, functional  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
 
 each_dtype = pytest.mark.parametrize("dtype", FLOATS)
@@ -255,7 +255,7 @@ def test_vmap_beyond_the_dimensions_of_filter_norm() -> None:
 def test_vmap_over_an_argument_without_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     x, spatial, channel = arrays((3, *X), (3, *SPATIAL), CHANNEL)
     unbatched = dataclasses.replace(OPERATORS[0], batched=frozenset({"x", "channel"}))
-    monkeypatch.setitem(functional._OPERATORS, "ddf", unbatched)
+    monkeypatch.setitem(_apply._OPERATORS, "ddf", unbatched)
     both = jax.jit(jax.vmap(lambda x, spatial: dynk_jax.ddf(x, spatial, channel)))
     assert "while" in both.lower(x, spatial).as_text()
     alone = jnp.stack([dynk_jax.ddf(one, other, channel) for one, other in zip(x, spatial, strict=True)])
@@ -403,7 +403,7 @@ def test_requested_backend_is_not_replaced() -> None:
 
 
 def test_second_derivative_without_a_formula(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "own", lambda op: None)
+    monkeypatch.setattr(_apply, "own", lambda op: None)
     (f,) = arrays((2, 3, 3))
     gradient = jax.grad(lambda f: (dynk_jax.filter_norm(f, axes=(1, 2)) ** 2).sum())
     gradient(f)

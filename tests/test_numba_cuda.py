@@ -27,15 +27,18 @@ from numba.cuda.typing.typeof import typeof  # noqa: E402
 
 from dynk.kernels.common import numba_cuda_kernels  # noqa: E402
 from dynk.kernels.decoupled import numba_cuda, numba_cuda_norm  # noqa: E402
+from dynk.kernels.sampled import numba_cuda as numba_cuda_ls_dfn  # noqa: E402
+from dynk.kernels.sampled import numba_cuda_dynamic  # noqa: E402
 
 DTYPES = run_numba_cuda.DTYPES
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
-each_operator = pytest.mark.parametrize("op", list(operators().values()), ids=lambda op: op.name)
+OPERATORS = [op for op in operators().values() if op.has_launchers("numba_cuda")]
+each_operator = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 on_emulator = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulator_unavailable()))
 
 KERNELS = {
     kernel.py_func.__name__: kernel
-    for module in (numba_cuda_kernels, numba_cuda, numba_cuda_norm)
+    for module in (numba_cuda_kernels, numba_cuda, numba_cuda_norm, numba_cuda_ls_dfn, numba_cuda_dynamic)
     for name, kernel in inspect.getmembers(module, lambda member: isinstance(member, CUDADispatcher))
     if name.endswith("_kernel")
 }
@@ -62,7 +65,7 @@ class Recorder:
 def signatures(dtype):
     """Return the types with which the launch functions launch each kernel."""
     recorder, array = Recorder(), np.empty(1, dtype)
-    for op in operators().values():
+    for op in OPERATORS:
         shapes, options = op.samples[0]
         plan = op.plan(op.name, shapes, (dtype,) * len(shapes), op.canonical(**options))
         launchers = op.launchers("numba_cuda")
@@ -130,6 +133,13 @@ LONG_SUMS = {
     "channels": ("ddf", ((1, 131, 3, 3), (1, 1, 3, 3, 3, 3), (1, 131, 3, 3)), {}),
     "pixels": ("ddf", ((1, 1, 131, 131), (1, 1, 1, 3, 131, 131), (1, 1, 1, 3)), {}),
     "filters": ("filter_norm", ((1, 2, 2, 1, 91, 91), (2, 1, 1, 1, 1), (1,)), {"axes": (2, 3)}),
+    "outputs": ("ls_dfn", ((1, 67, 3, 4), (1, 70, 67, 3, 4), None, None, None), {"samples": 3, "sample_stride": 1}),
+    "samples": (
+        "ls_dfn",
+        ((1, 1, 9, 10), (1, 1, 1, 9, 10), (1, 1, 9, 9, 9, 10), (1, 1, 9, 9, 9, 10), (1, 1, 9, 9, 9, 10)),
+        {"samples": 9, "sample_stride": 1},
+    ),
+    "dense": ("dynamic_filter", ((1, 8, 4, 5), (1, 8, 8, 3, 3, 4, 5)), {"samples": 9}),
     "wide filters": ("filter_norm", ((2, 9, 10), (9, 1), (1, 10)), {"axes": (1, 2)}),
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lanes import Lane, bits, each_lane, each_operator
+from lanes import Lane, bits, each_operator, each_operator_on_each_lane
 
 from dynk import _dispatch
 from dynk._operator import Operator
@@ -33,8 +33,7 @@ def draw_grad_out(data: st.DataObject, call: Call, **options: Any) -> Any:
     return data.draw(strategies.grad_outs(call, **options))
 
 
-@each_lane
-@each_operator
+@each_operator_on_each_lane
 def test_smoke(lane: Lane, op: Operator) -> None:
     """The operator's declared samples, forward and backward."""
     rng = np.random.default_rng(0)
@@ -45,8 +44,7 @@ def test_smoke(lane: Lane, op: Operator) -> None:
             assert gradient is want is None or assert_close(gradient, want, terms, what=repr(call)) is None
 
 
-@each_lane
-@each_operator
+@each_operator_on_each_lane
 @given(data=st.data())
 def test_forward_equals_reference(lane: Lane, op: Operator, data: st.DataObject) -> None:
     call = draw_special_call(data, op, lane.dtype)
@@ -55,8 +53,7 @@ def test_forward_equals_reference(lane: Lane, op: Operator, data: st.DataObject)
     assert_close(out, *call.expected_forward())
 
 
-@each_lane
-@each_operator
+@each_operator_on_each_lane
 @given(data=st.data())
 def test_backward_equals_reference(lane: Lane, op: Operator, data: st.DataObject) -> None:
     call = draw_special_call(data, op, lane.dtype)
@@ -73,8 +70,7 @@ def test_backward_equals_reference(lane: Lane, op: Operator, data: st.DataObject
             assert_close(gradient, want, magnitude, what=argument)
 
 
-@each_lane
-@each_operator
+@each_operator_on_each_lane
 @given(data=st.data())
 def test_same_call_gives_same_bits(lane: Lane, op: Operator, data: st.DataObject) -> None:
     call = draw_special_call(data, op, lane.dtype)
@@ -84,8 +80,7 @@ def test_same_call_gives_same_bits(lane: Lane, op: Operator, data: st.DataObject
     assert [bits(a) for a in first if a is not None] == [bits(a) for a in again if a is not None]
 
 
-@each_lane
-@each_operator
+@each_operator_on_each_lane
 @given(data=st.data())
 def test_layout_changes_no_bit(lane: Lane, op: Operator, data: st.DataObject) -> None:
     call = draw_call(data, op, lane.dtype)
@@ -97,8 +92,7 @@ def test_layout_changes_no_bit(lane: Lane, op: Operator, data: st.DataObject) ->
         assert gradient is want is None or bits(gradient) == bits(want)
 
 
-@each_lane
-@each_operator
+@each_operator_on_each_lane
 @given(data=st.data())
 def test_given_outputs_are_filled_and_returned(lane: Lane, op: Operator, data: st.DataObject) -> None:
     call = draw_call(data, op, lane.dtype)
@@ -116,8 +110,7 @@ def test_given_outputs_are_filled_and_returned(lane: Lane, op: Operator, data: s
         assert memory is None or bits(lane.get(memory)) == bits(want)
 
 
-@each_lane
-@each_operator
+@each_operator_on_each_lane
 @given(data=st.data())
 def test_only_needed_gradients_are_computed(lane: Lane, op: Operator, data: st.DataObject) -> None:
     call = draw_call(data, op, lane.dtype)
@@ -135,8 +128,7 @@ def test_only_needed_gradients_are_computed(lane: Lane, op: Operator, data: st.D
     assert asked in ([], [name in needs for name in op.arrays])
 
 
-@each_lane
-@each_operator
+@each_operator_on_each_lane
 @given(data=st.data())
 def test_inputs_are_never_written(lane: Lane, op: Operator, data: st.DataObject) -> None:
     call = draw_call(data, op, lane.dtype)
@@ -150,8 +142,7 @@ def test_inputs_are_never_written(lane: Lane, op: Operator, data: st.DataObject)
     assert [bits(lane.get(a)) for a in (*inputs, *owners)] == before
 
 
-@each_lane
-@each_operator
+@each_operator_on_each_lane
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @given(data=st.data())
 def test_poison_reaches_only_what_reads_it(lane: Lane, op: Operator, poison: float, data: st.DataObject) -> None:
@@ -217,7 +208,10 @@ def test_declared_derivative_is_that_of_the_operator(op: Operator, data: st.Data
         if array is None:
             continue
         tangent = rounded(np.random.default_rng(k).standard_normal(array.shape), "float64")
-        arrays, its_options = op.derivative(k, tangent, call.arrays, options)
+        try:
+            arrays, its_options = op.derivative(k, tangent, call.arrays, options)
+        except NotImplementedError:  # declared to have none for these options
+            return
         derivative = Call(op, arrays, dict(zip(op.options, its_options, strict=True)))
         ahead, magnitude = _moved(call, k, tangent).expected_forward()
         behind, less = _moved(call, k, -tangent).expected_forward()

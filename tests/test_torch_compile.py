@@ -37,7 +37,8 @@ def test_opcheck(case: Case) -> None:
     backward = getattr(torch.ops.dynk, f"{case.name}_backward").default
     needs = [t is not None for t in tensors]
     torch.library.opcheck(backward, (grad_out, *tensors, *options, needs))
-    torch.library.opcheck(backward, (grad_out, *tensors, *options, [True, False, False]))
+    first_alone = [i == 0 and needed for i, needed in enumerate(needs)]
+    torch.library.opcheck(backward, (grad_out, *tensors, *options, first_alone))
 
 
 def network(x: Tensor, spatial: Tensor, channel: Tensor) -> Tensor:

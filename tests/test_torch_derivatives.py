@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import cycle, islice
 from typing import Any
 from unittest import mock
 
@@ -163,7 +164,7 @@ def test_gradients_of_many_grad_outs_at_once(case: Case) -> None:
 def mapped_inputs(case: Case, in_dims: tuple[int | None, ...]) -> list[Tensor]:
     return [
         t if dim is None else torch.stack([t, 2 * t, t - 1], dim)
-        for t, dim in zip(case.given(torch.float64), in_dims, strict=False)
+        for t, dim in zip(case.given(torch.float64), cycle(in_dims), strict=False)
     ]
 
 
@@ -171,7 +172,7 @@ def mapped_inputs(case: Case, in_dims: tuple[int | None, ...]) -> list[Tensor]:
 @each_case
 def test_vmap(case: Case, in_dims: tuple[int | None, ...]) -> None:
     given = mapped_inputs(case, in_dims)
-    dims = in_dims[: len(given)]
+    dims = tuple(islice(cycle(in_dims), len(given)))
     if all(dim is None for dim in dims):
         dims = (0,)
         given = mapped_inputs(case, dims)

@@ -69,6 +69,23 @@ CASES = {
         {"scale": 2, "dilation": 2, "combine": "add"},
     ),
     "upsample-spatial": Case("ddf_upsample", ((1, 2, 2, 3), (1, 1, 2, 2, 3, 1, 2, 3), None), {"scale": 2}),
+    "dynamic": Case("dynamic_filter", ((2, 2, 3, 4), (2, 2, 2, 1, 3, 3, 4)), {"samples": 2, "sample_stride": 2}),
+    "dynamic-none": Case("dynamic_filter", ((1, 2, 3, 3), (1, 1, 2, 2, 2, 3, 3)), {"samples": 2, "reduce": "none"}),
+    "sampled": Case(
+        "ls_dfn",
+        ((2, 2, 3, 4), (2, 1, 2, 3, 4), (2, 1, 1, 3, 3, 4), (2, 1, 2, 2, 3, 4), (2, 1, 1, 3, 3, 4)),
+        {"samples": 2, "sample_stride": 1},
+    ),
+    "sampled-across": Case(
+        "ls_dfn",
+        ((1, 2, 2, 3), (1, 2, 2, 2, 3), None, (1, 2, 3, 3, 2, 3), None),
+        {"samples": 3, "sample_stride": 2, "attention_residual": (False, True), "reduce": "mean"},
+    ),
+    "sampled-within": Case(
+        "ls_dfn",
+        ((1, 2, 2, 3), None, (1, 2, 2, 1, 2, 3), None, (1, 2, 2, 1, 2, 3)),
+        {"samples": 2, "sample_stride": 1, "kernel_residual": False, "attention_residual": False, "reduce": "none"},
+    ),
     "norm": Case("filter_norm", ((2, 3, 2, 2), None, None), {"axes": (2, 3)}),
     "norm-scale": Case("filter_norm", ((2, 2, 2, 3, 2), (2, 1, 1, 1), None), {"axes": (-3, 3), "eps": 0.1}),
     "norm-shift": Case("filter_norm", ((2, 3, 2), (3, 1), (2, 3, 2)), {"axes": (2, 0)}),
@@ -78,7 +95,9 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 # One case of each operator, for what the operators share.
-one_of_each = pytest.mark.parametrize("case", [CASES[name] for name in ("ddf-mul", "upsample-mul", "norm-scale")])
+one_of_each = pytest.mark.parametrize(
+    "case", [CASES[name] for name in ("ddf-mul", "upsample-mul", "norm-scale", "dynamic", "sampled")]
+)
 
 
 def grad_like(out: Tensor) -> Tensor:

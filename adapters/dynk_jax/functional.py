@@ -1,25 +1,17 @@
 """The operators as JAX functions: inside jit, differentiable any number of times in reverse mode, and batchable.
 
-Each public function hands its arrays and options to `_apply`, which knows operators by their declarations alone.
+Each public function hands its arrays and options to `apply`, which knows operators by their declarations alone.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.custom_derivatives import SymbolicZero
 
-from dynk import _dispatch
-from dynk._operator import Operator, Options, operators
-from dynk_jax._ffi import Call, bind, own
+from dynk_jax._apply import apply
 
-__all__ = ["ddf", "ddf_upsample", "filter_norm"]
-
-_OPERATORS = operators()
+__all__ = ["ddf", "ddf_upsample", "dynamic_filter", "filter_norm", "ls_dfn"]
 
 
 def ddf(
@@ -89,7 +81,7 @@ def ddf(
            [6., 9., 6.],
            [4., 6., 4.]], dtype=float32)
     """
-    return _apply("ddf", (x, spatial, channel), stride=stride, dilation=dilation, combine=combine)
+    return apply("ddf", (x, spatial, channel), stride=stride, dilation=dilation, combine=combine)
 
 
 def ddf_upsample(
@@ -143,7 +135,7 @@ def ddf_upsample(
     Array([[1., 1., 2., 2.],
            [1., 1., 2., 2.]], dtype=float32)
     """
-    return _apply("ddf_upsample", (x, spatial, channel), scale=scale, dilation=dilation, combine=combine)
+    return apply("ddf_upsample", (x, spatial, channel), scale=scale, dilation=dilation, combine=combine)
 
 
 def filter_norm(
@@ -195,179 +187,157 @@ def filter_norm(
     >>> dynk_jax.filter_norm(filters, axes=(2, 3))
     Array([[[[-1.,  0.,  1.]]]], dtype=float32)
     """
-    return _apply("filter_norm", (f, scale, shift), axes=axes, eps=eps)
+    return apply("filter_norm", (f, scale, shift), axes=axes, eps=eps)
 
 
-# ---- any operator ----------------------------------------------------------------------------------------------------
+def dynamic_filter(
+    x: Any,
+    kernel: Any,
+    *,
+    samples: int = 1,
+    sample_stride: int = 1,
+    dilation: int | tuple[int, int] = 1,
+    reduce: str = "sum",
+) -> jax.Array:
+    r"""Apply a kernel of its own to each pixel, around a grid of samples (DFN; LS-DFN Eqs. 2 and 5).
 
-Arrays = tuple[Any, ...]
+    .. math::
+        sample_{n,a,b,o,y,x} = \sum_{cij} X_{n,c,\,tap(y_h,i),\,tap(x_h,j)} \, kernel_{n,o,c,i,j,y,x}
 
+    Sample (a, b), 0 <= a, b < s, is centred at y_h = y + (a - (s-1)//2)*sample_stride and likewise in x; its tap (i, j)
+    reads row y_h + (i - (kh-1)//2)*dilation. A read outside the image contributes 0. One sample is the dynamic filter
+    network.
 
-class _Static(NamedTuple):
-    """What does not change under differentiation."""
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        The image. float16, bfloat16, float32 or float64, like every array of the call.
+    kernel : array (N, O, C, kh, kw, H, W)
+        A whole convolution kernel for each pixel.
+    samples : int, default 1
+        Samples per side s, at most 64.
+    sample_stride : int, default 1
+        Step between samples, in pixels.
+    dilation : int or (h, w), default 1
+        Step between taps, in pixels.
+    reduce : {"sum", "mean", "max", "none"}, default "sum"
+        How the s*s samples become one output. Of equal largest samples "max" takes the first in row-major order, and a
+        NaN is larger than all else.
 
-    op: Operator
-    options: Options
-    backend: str | None
+    Returns
+    -------
+    jax.Array (N, O, H, W), or (N, s, s, O, H, W) for "none"
+        Of the dtype of `x`.
 
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError
+        As `ddf`; NotImplementedError too where a gradient is differentiated again, for "max".
 
-@jax.tree_util.register_static
-class _Wanted(tuple[bool, ...]):
-    """For each array whether its gradient is wanted; a residual that JAX does not trace."""
+    See Also
+    --------
+    dynk.dynamic_filter : the same on arrays of any kind.
 
+    References
+    ----------
+    Dynamic Filter Networks, NIPS 2016. Dynamic Filtering with Large Sampling Field for ConvNets, ECCV 2018.
 
-def _apply(name: str, arrays: Arrays, **options: Any) -> jax.Array:
-    op = _OPERATORS[name]
-    canonical = op.canonical(**options)
-    arrays = tuple(_readable(name, argument, array) for argument, array in zip(op.arrays, arrays, strict=True))
-    shapes = tuple(None if a is None else tuple(a.shape) for a in arrays)
-    dtypes = tuple(None if a is None else a.dtype.name for a in arrays)
-    op.plan(name, shapes, dtypes, canonical)
-    for argument, array, dtype in zip(op.arrays, arrays, dtypes, strict=True):
-        if isinstance(array, np.ndarray) and jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
-            msg = f"{name}: {argument} must have a dtype that JAX keeps, got {dtype} without jax_enable_x64"
-            raise TypeError(msg)
-    converted = tuple(jnp.asarray(a) if isinstance(a, np.ndarray) else a for a in arrays)
-    out: jax.Array = _forward_jit(_Static(op, canonical, _dispatch._requested.get()), _equally_varying(converted))
-    return out
-
-
-def _readable(function: str, argument: str, array: Any) -> Any:
-    """Return an argument that JAX can read: a JAX array, a plain NumPy array or None."""
-    if array is None or isinstance(array, jax.core.Tracer):
-        return array
-    if isinstance(array, jax.Array):
-        if array.is_deleted():
-            msg = f"{function}: {argument} must be alive, got a JAX array whose buffer was deleted or donated"
-            raise TypeError(msg)
-        return array
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        msg = f"{function}: {argument} must be a JAX or NumPy array, got {type(array).__name__}"
-        raise TypeError(msg)
-    plain = np.asarray(array)  # what subclasses say of themselves need not be so
-    if not plain.dtype.isnative:
-        msg = f"{function}: {argument} must be in native byte order, got {plain.dtype.str}"
-        raise TypeError(msg)
-    return plain
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _forward(static: _Static, arrays: Arrays) -> Any:
-    """Run an operator."""
-    names, given = _present(static.op, arrays)
-    (out,) = bind(Call(static.op, "forward", static.options, names, (), static.backend), *given)
-    return out
-
-
-def _forward_fwd(static: _Static, arrays: Arrays) -> Any:
-    values, wanted = _perturbed(arrays)
-    return _forward(static, values), (values, wanted)
+    Examples
+    --------
+    >>> import jax.numpy as jnp, dynk_jax
+    >>> x = jnp.arange(6.0).reshape(1, 1, 2, 3)
+    >>> dynk_jax.dynamic_filter(x, jnp.ones((1, 1, 1, 1, 1, 2, 3)), samples=3)[0, 0]
+    Array([[ 8., 15., 12.],
+           [ 8., 15., 12.]], dtype=float32)
+    """
+    options = {"samples": samples, "sample_stride": sample_stride, "dilation": dilation, "reduce": reduce}
+    return apply("dynamic_filter", (x, kernel), **options)
 
 
-def _forward_bwd(static: _Static, residuals: Any, grad_out: Any) -> Any:
-    values, wanted = residuals
-    if isinstance(grad_out, SymbolicZero):
-        return (None,)
-    return (_backward(static, wanted, grad_out, values),)
+def ls_dfn(
+    x: Any,
+    across: Any,
+    within: Any,
+    sample_attention: Any = None,
+    position_attention: Any = None,
+    *,
+    samples: int,
+    sample_stride: int,
+    dilation: int | tuple[int, int] = 1,
+    kernel_residual: bool = True,
+    attention_residual: bool | tuple[bool, bool] = True,
+    reduce: str = "sum",
+) -> jax.Array:
+    r"""Apply dynamic filters with a large sampling field (LS-DFN Eqs. 4 and 5).
 
+    .. math::
+        K_{o,c,i,j}(y, x) &= within_{o,i,j,y,x} + [(i,j) = centre] \, (across_{o,c,y,x} + 1/C) \\
+        sample_{a,b,o,y,x} &= A^s_{o,a,b,y,x} \sum_{cij} X_{c,\,tap(y_h,i),\,tap(x_h,j)} \,
+            K_{o,c,i,j}(y, x) \, A^p_{o,i,j,y_h,x_h}
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _backward(static: _Static, wanted: _Wanted, grad_out: Any, arrays: Arrays) -> Arrays:
-    """Run an operator's gradient; None where it is not wanted."""
-    names, given = _present(static.op, arrays)
-    needs = tuple(name for name, want in zip(static.op.arrays, wanted, strict=True) if want)
-    grads = iter(bind(Call(static.op, "backward", static.options, names, needs, static.backend), grad_out, *given))
-    return tuple(next(grads) if want else None for want in wanted)
+    for each image of the batch, with samples and taps as of `dynamic_filter`. The centre of the kernel is
+    ((kh-1)//2, (kw-1)//2). 1/C is added with `kernel_residual` only. The attentions are 1 + the arrays given, or
+    these alone without `attention_residual`, and 1 where none is given.
 
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        The image. float16, bfloat16, float32 or float64, like every array of the call.
+    across : array (N, O, C, H, W) or None
+        The part of the kernel that mixes channels, at its centre. None is 0.
+    within : array (N, O, kh, kw, H, W) or None
+        The part of the kernel that is shared by all input channels. None is 0.
+    sample_attention : array (N, O, s, s, H, W), optional
+        Weighs the samples of each pixel.
+    position_attention : array (N, O, kh, kw, H, W), optional
+        Weighs the taps of a sample, taken from the pixel at its centre; it counts as 0 outside the image.
+    samples : int
+        Samples per side s, at most 64.
+    sample_stride : int
+        Step between samples, in pixels.
+    dilation : int or (h, w), default 1
+        Step between taps, in pixels.
+    kernel_residual : bool, default True
+        Whether 1/C is added at the centre of the kernel: the operator then starts as a mean over channels.
+    attention_residual : bool or (sample, position), default True
+        Whether 1 is added to the attentions.
+    reduce : {"sum", "mean", "max", "none"}, default "sum"
+        As of `dynamic_filter`.
 
-def _backward_fwd(static: _Static, wanted: _Wanted, grad_out: Any, arrays: Arrays) -> Any:
-    (grad_value, *values), needed = _perturbed((grad_out, *arrays))
-    return _backward(static, wanted, grad_value, tuple(values)), (grad_value, tuple(values), needed)
+    Returns
+    -------
+    jax.Array (N, O, H, W), or (N, s, s, O, H, W) for "none"
+        Of the dtype of `x`.
 
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError
+        As `dynamic_filter`.
 
-def _backward_bwd(static: _Static, wanted: _Wanted, residuals: Any, cotangents: Arrays) -> Any:
-    grad_out, arrays, needed = residuals
-    if all(v is None or isinstance(v, SymbolicZero) for v in cotangents):
-        return None, None
-    if static.op.derivative is None:
-        return _through_formula(static, wanted, grad_out, arrays, cotangents)
-    return _through_operator(static, grad_out, arrays, needed, cotangents)
+    See Also
+    --------
+    dynk.ls_dfn : the same on arrays of any kind.
 
+    References
+    ----------
+    Dynamic Filtering with Large Sampling Field for ConvNets, ECCV 2018.
 
-def _through_operator(static: _Static, grad_out: Any, arrays: Arrays, needed: _Wanted, cotangents: Arrays) -> Any:
-    """Differentiate L = sum_i <v_i, grad_i> = <grad_out, sum_i op(derivative(i, v_i))>, v_i being the cotangents."""
-    op, options, backend = static
-    grads: list[Any] = [None] * len(needed)
-    for i, cotangent in enumerate(cotangents):
-        if cotangent is None or isinstance(cotangent, SymbolicZero):
-            continue
-        along, along_options = op.derivative(i, cotangent, arrays, options)  # type: ignore[misc]
-        tangent = _Static(op, along_options, backend)
-        kept = _Wanted(need and k != i and along[k] is not None for k, need in enumerate(needed[1:]))
-        terms = [
-            _forward(tangent, along) if needed[0] else None,
-            *(_backward(tangent, kept, grad_out, along) if any(kept) else (None,) * len(kept)),
-        ]
-        grads = [_add(total, term) for total, term in zip(grads, terms, strict=True)]
-    return grads[0], tuple(grads[1:])
-
-
-def _through_formula(static: _Static, wanted: _Wanted, grad_out: Any, arrays: Arrays, cotangents: Arrays) -> Any:
-    """Differentiate the gradient of the operator's equation in jax.numpy."""
-    formula = getattr(own(static.op), "formula", None)
-    if formula is None:
-        msg = f"{static.op.name}: the gradient has no derivative"
-        raise NotImplementedError(msg)
-
-    def gradients(grad_out: Any, arrays: Arrays) -> Arrays:
-        _, pull = jax.vjp(lambda arrays: formula(arrays, static.options), arrays)
-        (grads,) = pull(grad_out)
-        return tuple(grad if want else None for grad, want in zip(grads, wanted, strict=True))
-
-    _, pull = jax.vjp(gradients, grad_out, arrays)
-    return pull(jax.tree.map(_materialised, cotangents))
-
-
-_forward.defvjp(_forward_fwd, _forward_bwd, symbolic_zeros=True)
-_backward.defvjp(_backward_fwd, _backward_bwd, symbolic_zeros=True)
-_forward_jit = jax.jit(_forward, static_argnums=(0,), inline=True)  # outside jit, one fast call
-
-
-# ---- helpers ---------------------------------------------------------------------------------------------------------
-
-
-def _present(op: Operator, arrays: Arrays) -> tuple[tuple[str, ...], list[Any]]:
-    """Return the names of the arrays that are given, and these arrays."""
-    names = tuple(name for name, array in zip(op.arrays, arrays, strict=True) if array is not None)
-    return names, [array for array in arrays if array is not None]
-
-
-def _perturbed(primals: Arrays) -> tuple[Arrays, _Wanted]:
-    """Return the values of a rule's primals, and which of them are being differentiated."""
-    values = tuple(None if primal is None else primal.value for primal in primals)
-    return values, _Wanted(
-        primal is not None and primal.perturbed and jnp.issubdtype(primal.value.dtype, jnp.floating)
-        for primal in primals
-    )
-
-
-def _materialised(cotangent: Any) -> Any:
-    if isinstance(cotangent, SymbolicZero):
-        return jnp.zeros(cotangent.shape, cotangent.dtype)
-    return cotangent
-
-
-def _add(total: Any, term: Any) -> Any:
-    if total is None or term is None:
-        return term if total is None else total
-    return total + term
-
-
-def _equally_varying(arrays: Arrays) -> Arrays:
-    """Make all arrays vary over the same axes of a shard_map, so that JAX sums the gradients of those that did not."""
-    axes = [frozenset() if a is None else jax.typeof(a).manual_axis_type.varying for a in arrays]
-    union = frozenset[Any]().union(*axes)
-    return tuple(
-        array if array is None or own == union else jax.lax.pcast(array, tuple(sorted(union - own)), to="varying")
-        for array, own in zip(arrays, axes, strict=True)
+    Examples
+    --------
+    >>> import jax.numpy as jnp, dynk_jax
+    >>> x = jnp.arange(12.0).reshape(1, 2, 2, 3)
+    >>> across, within = jnp.zeros((1, 1, 2, 2, 3)), jnp.zeros((1, 1, 3, 3, 2, 3))
+    >>> dynk_jax.ls_dfn(x, across, within, samples=3, sample_stride=1)[0, 0]
+    Array([[20., 33., 24.],
+           [20., 33., 24.]], dtype=float32)
+    """
+    return apply(
+        "ls_dfn",
+        (x, across, within, sample_attention, position_attention),
+        samples=samples,
+        sample_stride=sample_stride,
+        dilation=dilation,
+        kernel_residual=kernel_residual,
+        attention_residual=attention_residual,
+        reduce=reduce,
     )

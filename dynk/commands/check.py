@@ -10,6 +10,7 @@ import numpy as np
 
 import dynk
 from dynk import testing
+from dynk._dispatch import runner_of
 from dynk._operator import Operator, operators
 
 
@@ -33,6 +34,7 @@ def run(*, seed: int = 0, as_json: bool = False) -> int:
         for dtype in status.dtypes
         if dtype != "bfloat16" or _has_bfloat16()
         for op in operators().values()
+        if op.has_launchers(runner_of(status.name).LAUNCHERS)
     ]
     failed = [row for row in rows if row.failure is not None]
     if as_json:

@@ -1,7 +1,7 @@
 """How to draw calls of the decoupled family.
 
-Each function takes hypothesis' `draw`, `array(shape)` that draws one array of the call, and whether to stay small; it
-returns the array arguments and the options. A new family is a new file of this form.
+Each function takes hypothesis' `draw`, `array(shape, fill=None)` that draws one array of the call, and whether to stay
+small; it returns the array arguments and the options. A new family is a new file of this form.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dynk.testing.strategies import groups_of, images, pairs
 Drawn = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def ddf(draw: st.DrawFn, array: Callable[[Shape], Any], small: bool) -> Drawn:
+def ddf(draw: st.DrawFn, array: Callable[..., Any], small: bool) -> Drawn:
     """Draw a call of `ddf`."""
     N, C, H, W = draw(images(small=small))
     kh, kw = draw(_kernels(7))
@@ -34,7 +34,7 @@ def ddf(draw: st.DrawFn, array: Callable[[Shape], Any], small: bool) -> Drawn:
     return arrays, {"stride": stride, "dilation": dilation, "combine": draw(_COMBINE)}
 
 
-def ddf_upsample(draw: st.DrawFn, array: Callable[[Shape], Any], small: bool) -> Drawn:
+def ddf_upsample(draw: st.DrawFn, array: Callable[..., Any], small: bool) -> Drawn:
     """Draw a call of `ddf_upsample`."""
     N, C, H, W = draw(images(small=small))
     s = draw(st.integers(1, 4))
@@ -49,7 +49,7 @@ def ddf_upsample(draw: st.DrawFn, array: Callable[[Shape], Any], small: bool) ->
     return arrays, {"scale": s, "dilation": draw(pairs(1, 3)), "combine": draw(_COMBINE)}
 
 
-def filter_norm(draw: st.DrawFn, array: Callable[[Shape], Any], small: bool) -> Drawn:
+def filter_norm(draw: st.DrawFn, array: Callable[..., Any], small: bool) -> Drawn:
     """Draw a call of `filter_norm`: a spatial or channel filter, or the tap axes anywhere in another array."""
     N, C, H, W = draw(images(small=small))
     kh, kw = draw(_kernels(7).filter(lambda kernel: kernel != (1, 1)))

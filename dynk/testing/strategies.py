@@ -74,6 +74,7 @@ def arrays(
     allow_nan: bool = False,
     allow_infinity: bool = False,
     layouts: bool = True,
+    fill: str | None = None,
 ) -> Array:
     """Draw a NumPy array.
 
@@ -87,6 +88,9 @@ def arrays(
         Whether up to three elements may be NaN, or +-infinity.
     layouts : bool, default True
         Whether it may lie in memory in any of `LAYOUTS`; if False it is C-contiguous and writeable.
+
+    fill : {"normal", "integers", "wide"}, optional
+        What values it holds; drawn if None.
 
     Returns
     -------
@@ -102,7 +106,7 @@ def arrays(
     >>> test_shape()
     """
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-    values = FILLS[draw(st.sampled_from(list(FILLS)))](rng, shape)
+    values = FILLS[fill or draw(st.sampled_from(list(FILLS)))](rng, shape)
     specials = [np.nan] * allow_nan + [np.inf, -np.inf] * allow_infinity
     if specials and values.size:
         for value in draw(st.lists(st.sampled_from(specials), max_size=3)):
@@ -154,8 +158,9 @@ def calls(
         op = operators()[op]
     family = importlib.import_module(f"dynk.testing._{op.family}")
 
-    def array(shape: Shape) -> Array:
-        return draw(arrays(dtype, shape, allow_nan=allow_nan, allow_infinity=allow_infinity, layouts=layouts))
+    def array(shape: Shape, fill: str | None = None) -> Array:
+        specials = {"allow_nan": allow_nan, "allow_infinity": allow_infinity}
+        return draw(arrays(dtype, shape, **specials, layouts=layouts, fill=fill))
 
     given, options = family.CALLS[op.name](draw, array, small)
     return Call(op, given, options)

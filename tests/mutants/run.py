@@ -33,6 +33,7 @@ Selection = tuple[str, ...]
 
 _OPERATORS, _FAMILIES, _CUDA = "tests/test_operators.py", "tests/test_decoupled.py", "tests/test_cuda_c.py"
 _COMMON, _TILED = "tests/test_cuda_common.py", "tests/test_cuda_tiles.py"
+_SAMPLED = "tests/test_cuda_sampled.py"
 _EQUATIONS = "equal and reference"
 _CPU: tuple[Selection, ...] = (
     (_OPERATORS, "-k", "smoke and cpu-float32"),
@@ -58,12 +59,22 @@ _NORM: tuple[Selection, ...] = (
     (_CUDA, "-k", "filters_are_summed or equal_taps"),
     (_CUDA, "-k", "norm or filters_are_summed or 64_bit"),
 )
+_SAMPLES: tuple[Selection, ...] = (
+    (_SAMPLED, "-k", "absent_arguments or needed"),
+    (_SAMPLED, "-k", "several and float32 or largest or misaligned"),
+    (_SAMPLED, "-k", "reference and float32"),
+    (_SAMPLED,),
+)
 # By the end of a source's name: what runs against its mutants, one after the other.
 STAGES: dict[str, tuple[Selection, ...]] = {
     ".py": _CPU,
     "kernels.cu": _FILTERS,
     "tiles.cu": _TILES,
     "filter_norm.cu": _NORM,
+    "samples.cu": _SAMPLES,
+    "backward.cu": _SAMPLES,
+    "shared_taps.cu": _SAMPLES,
+    "sampled.cuh": _SAMPLES,
     "ddf.cuh": (*_FILTERS, *_TILES),
     "tiles.cuh": _TILES,
     ".cuh": ((_COMMON,), *_FILTERS[:1], *_NORM[:2], *_FILTERS[1:], *_NORM[2:]),

@@ -10,7 +10,7 @@ import numpy as np
 # dtype to the type of an element, and to the type in which it is summed
 ELEMENT = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
 ACCUMULATOR = {"float16": "float", "bfloat16": "float", "float32": "float", "float64": "double"}
-INDEX = {np.dtype(np.int32): "int", np.dtype(np.int64): "long long"}
+INDEX: dict[np.dtype[Any], str] = {np.dtype(np.int32): "int", np.dtype(np.int64): "long long"}
 
 WARP = 32
 THREADS = 256  # of a block at most, as the kernels' launch bounds say

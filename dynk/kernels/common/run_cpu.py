@@ -19,6 +19,7 @@ from dynk.kernels.common.dtypes import FLOATS, STORAGE
 NAME = "cpu"
 DEVICE = "cpu"
 DTYPES = FLOATS
+LAUNCHERS = "cpu"
 
 _ABSENT = {name: np.empty(0, STORAGE[name]) for name in FLOATS}
 
@@ -45,7 +46,7 @@ def flat(array: Any) -> Any:
 
 @cache
 def _kernel(op: Operator, direction: str) -> Any:
-    return getattr(op.launchers("cpu"), f"{op.launcher}_{direction}")
+    return getattr(op.launchers(LAUNCHERS), f"{op.launcher}_{direction}")
 
 
 def run(

@@ -23,6 +23,7 @@ from dynk.kernels.common.dtypes import FLOATS, STORAGE
 NAME = "cupy"
 DEVICE = "cuda"
 DTYPES = FLOATS
+LAUNCHERS = "cupy_raw"
 
 _HEADERS = Path(__file__).parent
 _NULL = np.uint64(0)
@@ -60,7 +61,7 @@ def run(
     """Run `<launcher>_<direction>` and write its results to `outputs`, of which None is not wanted."""
     import cupy
 
-    launchers = op.launchers("cupy_raw")
+    launchers = op.launchers(LAUNCHERS)
     launch = getattr(launchers, f"{op.launcher}_{direction}")
     with cupy.cuda.Device(device[1]), _stream(cupy, stream):
         cuda = _Cuda(cupy, Path(launchers.__file__).parent)

@@ -25,6 +25,7 @@ from dynk.kernels.common.dtypes import ITEMSIZE, STORAGE
 NAME = "numba-cuda"
 DEVICE = "cuda"
 DTYPES = ("float32", "float64")
+LAUNCHERS = "numba_cuda"
 
 # Numba warns of grids smaller than this. Idle blocks cost less than a warning filter, which is one for all threads.
 _LEAST_BLOCKS = 128
@@ -59,7 +60,7 @@ def run(
     stream: int,
 ) -> None:
     """Run `<launcher>_<direction>` on `stream` and write its results to `outputs`, of which None is not wanted."""
-    launch = getattr(op.launchers("numba_cuda"), f"{op.launcher}_{direction}")
+    launch = getattr(op.launchers(LAUNCHERS), f"{op.launcher}_{direction}")
     with _numba_cuda().gpus[device[1]], _Runtime(device[1], stream) as runtime:
         arrays = [None if view is None else runtime.flat(view) for view in (*inputs, *outputs)]
         launch(runtime, plan, *arrays)

@@ -13,6 +13,7 @@ from dynk.kernels.common.dtypes import FLOATS, INTEGERS, narrow, widen
 NAME = "reference"
 DEVICE = "cpu"
 DTYPES = FLOATS
+LAUNCHERS = "reference"
 
 
 def unavailable() -> str | None:
@@ -30,7 +31,7 @@ def run(
     stream: int,
 ) -> None:
     """Run `<launcher>_<direction>` and write its results to `outputs`, of which None is not wanted."""
-    launch = getattr(op.launchers("reference"), f"{op.launcher}_{direction}")
+    launch = getattr(op.launchers(LAUNCHERS), f"{op.launcher}_{direction}")
     results = launch(plan, *(None if a is None else widen(a, _dtype_of(a, plan)) for a in inputs))
     for output, values in zip(outputs, results if isinstance(results, tuple) else (results,), strict=True):
         if output is not None:

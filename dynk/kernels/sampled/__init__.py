@@ -1,0 +1,1 @@
+"""Kernels of `dynk.sampled`: `dynamic_filter` and `ls_dfn`."""

@@ -1,0 +1,163 @@
+"""`dynamic_filter` on the CPU: one task makes one row of a result."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from dynk.kernels.common.compile import inlined, kernel
+from dynk.kernels.common.numeric import accumulators, fill, load, store
+from dynk.kernels.sampled.cpu_rows import (
+    add_products,
+    choices,
+    end_inside,
+    first_inside,
+    merge,
+    output_row,
+    reduce_sample,
+    run,
+    sample_geometry,
+    share,
+    skip,
+    stage,
+    store_reduced,
+    tap_column,
+    tap_row,
+    to_sample,
+)
+from dynk.kernels.sampled.geometry import MAX
+
+
+@kernel
+def dynamic_filter_forward(x, kernel, out, geometry, reals):  # type: ignore[no-untyped-def]
+    """LS-DFN Eqs. 2 and 5."""
+    g = sample_geometry(geometry)
+    choice = np.zeros(0, np.int16)
+    for task in prange(g.N * g.H * g.O):
+        _forward_task(np.int64(task), x, kernel, out, choice, geometry)
+
+
+@kernel
+def dynamic_filter_backward(grad_out, x, kernel, grad_x, grad_kernel, geometry, reals):  # type: ignore[no-untyped-def]
+    """Gradients of `dynamic_filter_forward`; an output of size 0 is not wanted."""
+    g = sample_geometry(geometry)
+    choice = choices(g)
+    if g.reduce == MAX:
+        unwanted = grad_out[:0]
+        for task in prange(g.N * g.H * g.O):
+            _forward_task(np.int64(task), x, kernel, unwanted, choice, geometry)
+    if grad_x.size > 0:
+        for task in prange(g.N * g.H * g.C):
+            _grad_x_task(np.int64(task), grad_out, kernel, choice, grad_x, geometry)
+    if grad_kernel.size > 0:
+        for task in prange(g.N * g.H * g.O):
+            _grad_kernel_task(np.int64(task), grad_out, x, choice, grad_kernel, geometry)
+
+
+@inlined
+def _forward_task(task, x, kernel, out, choice, geometry):  # type: ignore[no-untyped-def]
+    g = sample_geometry(geometry)
+    o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
+    sample, part, reduced = accumulators(x, g.W), accumulators(x, g.W), accumulators(x, g.W)
+    total = np.zeros(g.W, np.float64)
+    for a in range(g.samples):
+        for b in range(g.samples):
+            _sample(n, a, b, o, y, x, kernel, sample, total, g)
+            reduce_sample(sample, n, a, b, o, y, part, reduced, out, choice, g)
+    store_reduced(n, o, y, reduced, out, g)
+
+
+@inlined
+def _sample(n, a, b, o, y, x, kernel, row, total, g):  # type: ignore[no-untyped-def]
+    """Form one row of sample (a, b)."""
+    fill(row, 0)
+    terms = 0
+    for c in range(g.C):
+        for i in range(g.kh):
+            h = y + to_sample(a, g) + tap_row(i, g)
+            if h < 0 or h >= g.H:
+                continue
+            for j in range(g.kw):
+                dx = to_sample(b, g) + tap_column(j, g)
+                first, end = first_inside(dx), end_inside(g.W, dx)
+                terms = stage(terms, row, total)
+                filters = _filter_row(n, o, c, i, j, y, g)
+                image = ((n * g.C + c) * g.H + h) * g.W + dx
+                add_products(row, first, kernel, filters + first, x, image + first, end - first)
+    merge(terms, row, total)
+
+
+@inlined
+def _grad_x_task(task, grad_out, kernel, choice, grad_x, geometry):  # type: ignore[no-untyped-def]
+    """Gather a row of one channel from every row of outputs that read it."""
+    g = sample_geometry(geometry)
+    c, h, n = task % g.C, task // g.C % g.H, task // g.C // g.H
+    row, total = accumulators(grad_x, g.W), np.zeros(g.W, np.float64)
+    terms = 0
+    for o in range(g.O):
+        for a in range(g.samples):
+            for i in range(g.kh):
+                y = h - to_sample(a, g) - tap_row(i, g)
+                if y < 0 or y >= g.H:
+                    continue
+                outputs = output_row(n, 0, 0, o, y, g)
+                for b in range(g.samples):
+                    grads = output_row(n, a, b, o, y, g)
+                    for j in range(g.kw):
+                        dx = to_sample(b, g) + tap_column(j, g)
+                        end = end_inside(g.W, dx)
+                        first = skip(choice, outputs, first_inside(dx), end, a, b, g)
+                        filters = _filter_row(n, o, c, i, j, y, g)
+                        terms = stage(terms, row, total)
+                        while first < end:
+                            stop = run(choice, outputs, first, end, a, b, g)
+                            add_products(
+                                row, first + dx, grad_out, grads + first, kernel, filters + first, stop - first
+                            )
+                            first = skip(choice, outputs, stop, end, a, b, g)
+    merge(terms, row, total)
+    _store_row(row, grad_x, ((n * g.C + c) * g.H + h) * g.W, g)
+
+
+@inlined
+def _grad_kernel_task(task, grad_out, x, choice, grad_kernel, geometry):  # type: ignore[no-untyped-def]
+    """Sum over the samples for one row of pixels, every tap and input channel."""
+    g = sample_geometry(geometry)
+    o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
+    row, total = accumulators(x, g.W), np.zeros(g.W, np.float64)
+    outputs = output_row(n, 0, 0, o, y, g)
+    for c in range(g.C):
+        for i in range(g.kh):
+            for j in range(g.kw):
+                fill(row, 0)
+                terms = 0
+                for a in range(g.samples):
+                    h = y + to_sample(a, g) + tap_row(i, g)
+                    if h < 0 or h >= g.H:
+                        continue
+                    for b in range(g.samples):
+                        dx = to_sample(b, g) + tap_column(j, g)
+                        end = end_inside(g.W, dx)
+                        first = skip(choice, outputs, first_inside(dx), end, a, b, g)
+                        grads = output_row(n, a, b, o, y, g)
+                        image = ((n * g.C + c) * g.H + h) * g.W + dx
+                        terms = stage(terms, row, total)
+                        while first < end:
+                            stop = run(choice, outputs, first, end, a, b, g)
+                            add_products(row, first, grad_out, grads + first, x, image + first, stop - first)
+                            first = skip(choice, outputs, stop, end, a, b, g)
+                merge(terms, row, total)
+                _store_row(row, grad_kernel, _filter_row(n, o, c, i, j, y, g), g)
+
+
+@inlined
+def _filter_row(n, o, c, i, j, y, g):  # type: ignore[no-untyped-def]
+    """Return where the row y of one tap of the kernel starts."""
+    return (((((n * g.O + o) * g.C + c) * g.kh + i) * g.kw + j) * g.H + y) * g.W
+
+
+@inlined
+def _store_row(row, array, start, g):  # type: ignore[no-untyped-def]
+    gain = row.dtype.type(share(g))
+    for k in range(g.W):
+        store(array, start + k, load(row, k) * gain)
