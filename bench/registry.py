@@ -1,8 +1,9 @@
 """What is measured: cases of every operator family, and what one row of the result is about.
 
 A family is a module of its name here. It declares CASES; its formulas TORCH and JAX by operator and formulation, as a
-user would write them today, each formula(*arrays, **options); `yardsticks(problem)`; `operations(case, direction)`, the floating-point operations of a case; and
-`windows(problem, rng)`, parts of a large case by which its results can be checked.
+user would write them today, each formula(*arrays, **options); `yardsticks(problem)`, contenders that compute something
+else; `operations(case, direction)`, the floating-point operations of a case; and `windows(problem, rng)`, parts of a
+large case by which its results can be checked.
 """
 
 from __future__ import annotations
