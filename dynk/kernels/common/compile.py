@@ -28,6 +28,14 @@ def inlined(function: Callable[..., Any]) -> Any:
     return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
+def embedded(function: Callable[..., Any]) -> Any:
+    """Make a function part of its only caller, which saves compiling what it holds once more by itself.
+
+    Not for inner loops: arrays passed to it are counted as new references.
+    """
+    return njit(inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel's entry point, parallel over its `prange` loops and cached on disk where there is a place."""
     return _cached(function, parallel=True)

@@ -19,18 +19,18 @@ from dynk.kernels.common.dtypes import narrow, widen
 intrinsic: Any = extending.intrinsic
 overload: Any = extending.overload
 
-_DTYPE_OF_STORAGE = {np.dtype(np.int16): "float16", np.dtype(np.uint16): "bfloat16"}
+DTYPE_OF_STORAGE = {np.dtype(np.int16): "float16", np.dtype(np.uint16): "bfloat16"}
 
 
 def load(array: Any, i: Any) -> Any:
     """Return element `i` in the accumulator type."""
-    name = _DTYPE_OF_STORAGE.get(array.dtype)
+    name = DTYPE_OF_STORAGE.get(array.dtype)
     return array[i] if name is None else np.float32(widen(array[i : i + 1], name)[0])
 
 
 def store(array: Any, i: Any, value: Any) -> None:
     """Write element `i`, rounded once to the storage type."""
-    name = _DTYPE_OF_STORAGE.get(array.dtype)
+    name = DTYPE_OF_STORAGE.get(array.dtype)
     array[i] = value if name is None else narrow(np.asarray([value], np.float64), name)[0]
 
 

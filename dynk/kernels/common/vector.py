@@ -1,0 +1,220 @@
+"""Explicit vectors for CPU kernels: storage type in memory, accumulator type in registers.
+
+A *vector* holds `lanes(array)` numbers of the accumulator type, float32 or float64. LLVM lowers it to as many registers
+as the processor needs, so the same kernel is right and vectorised on AVX-512, AVX2 and NEON. A *pack* is a tuple of
+vectors, one for each channel, or whatever a kernel takes several of at once. Every operation takes numbers and tuples
+of them alike: what is a tuple is worked through element by element, what is not is shared.
+
+A *mask* is an integer whose bit l says whether lane l takes part. Lanes that do not are neither read nor written, and
+`where` keeps what they hold out of a result, NaN and infinity included.
+
+Each function is plain Python, which runs when the compiler is off and takes NumPy arrays for vectors; kernels get the
+code that `vector_llvm` makes for it. There indices are checked in Numba's bounds-checking mode only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import extending, types
+
+from dynk.kernels.common import numeric, vector_llvm
+from dynk.kernels.common.dtypes import narrow, widen
+from dynk.kernels.common.numeric import DTYPE_OF_STORAGE
+from dynk.kernels.common.vector_llvm import LANES, lowered, vector_of
+
+
+def _each(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Apply a function of numbers or vectors to tuples of them too."""
+    sizes = {len(a) for a in arguments if isinstance(a, tuple)}
+    if not sizes:
+        return function(*arguments)
+    (size,) = sizes
+    return tuple(function(*(a[k] if isinstance(a, tuple) else a for a in arguments)) for k in range(size))
+
+
+def _index(*_: Any) -> Any:
+    return types.intp
+
+
+def _nothing(*_: Any) -> Any:
+    return types.void
+
+
+def _as_second(*arguments: Any) -> Any:
+    return arguments[1]
+
+
+# ---- indices and masks -----------------------------------------------------------------------------------------------
+
+
+@lowered(vector_llvm.lanes, _index)
+def lanes(array: Any) -> Any:
+    """Return the number of lanes of the vectors that `array` is read in."""
+    return LANES["float64" if array.dtype == np.float64 else "float32"]
+
+
+@extending.register_jitable
+def between(first, last):  # type: ignore[no-untyped-def]
+    """Return the mask of the lanes first <= l < last; both may lie outside the vector."""
+    first, last = max(first, 0), max(last, 0)
+    return 0 if last <= first else (1 << min(last, 32)) - (1 << first)
+
+
+@lowered(vector_llvm.shift, _index)
+def shift(start: Any, by: Any) -> Any:
+    """Return start + by."""
+    return _each(lambda start, by: start + by, start, by)
+
+
+@lowered(vector_llvm.spaced, _index)
+def spaced(first: Any, step: Any, number: Any) -> Any:
+    """Return first + step * number."""
+    return _each(lambda first, step, number: first + step * number, first, step, number)
+
+
+@lowered(vector_llvm.pick, _index)
+def pick(array: Any, i: Any) -> Any:
+    """Return element `i` of an array of indices or masks."""
+    return _each(lambda i: array[i], i)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+@lowered(vector_llvm.zeros, vector_of)
+def zeros(array: Any, i: Any) -> Any:
+    """Return zeros in the form in which `load(array, i)` returns its elements."""
+    return _each(lambda _: np.zeros(lanes(array), _accumulator(array)), i)
+
+
+@lowered(vector_llvm.broadcast, vector_of)
+def broadcast(array: Any, i: Any) -> Any:
+    """Return element `i` in every lane."""
+    return _each(lambda i: np.full(lanes(array), numeric.load(array, i), _accumulator(array)), i)
+
+
+@lowered(vector_llvm.load, vector_of)
+def load(array: Any, i: Any) -> Any:
+    """Return the elements from `i` on."""
+    return load_where(array, i, 1, -1)
+
+
+@lowered(vector_llvm.load_where, vector_of)
+def load_where(array: Any, i: Any, step: Any, mask: Any) -> Any:
+    """Return every `step`-th element from `i` on, 0 in the lanes that `mask` excludes."""
+
+    def read(i: Any) -> Any:
+        chosen, elements = _chosen(array, i, step, mask)
+        result = np.zeros(lanes(array), _accumulator(array))
+        result[chosen] = widen(array[elements], _dtype(array))
+        return result
+
+    return _each(read, i)
+
+
+@lowered(vector_llvm.store, _nothing)
+def store(array: Any, i: Any, value: Any) -> None:
+    """Write the elements from `i` on, rounded once to the storage type."""
+    store_where(array, i, 1, value, -1)
+
+
+@lowered(vector_llvm.store_where, _nothing)
+def store_where(array: Any, i: Any, step: Any, value: Any, mask: Any) -> None:
+    """Write every `step`-th element from `i` on, in the lanes that `mask` includes."""
+
+    def write(i: Any, value: Any) -> None:
+        chosen, elements = _chosen(array, i, step, mask)
+        array[elements] = narrow(value[chosen].astype(np.float64), _dtype(array))
+
+    _each(write, i, value)
+
+
+def _accumulator(array: Any) -> type:
+    return np.float64 if array.dtype == np.float64 else np.float32
+
+
+def _dtype(array: Any) -> str:
+    return DTYPE_OF_STORAGE.get(array.dtype, array.dtype.name)
+
+
+def _chosen(array: Any, i: Any, step: Any, mask: Any) -> tuple[Any, Any]:
+    """Return the lanes of a mask and the elements that they stand for."""
+    chosen = np.array([lane for lane in range(lanes(array)) if mask >> lane & 1], np.int64)
+    elements = i + step * chosen
+    if chosen.size and not 0 <= elements.min() <= elements.max() < array.size:
+        msg = f"vector: elements {elements.min()} to {elements.max()} of an array of {array.size}"
+        raise IndexError(msg)
+    return chosen, elements
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def _ieee(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that follows IEEE arithmetic without warnings, as compiled code does."""
+
+    def silent(*arguments: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return function(*arguments)
+
+    return silent
+
+
+@lowered(vector_llvm.add, _as_second)
+def add(a: Any, b: Any) -> Any:
+    """Return a + b."""
+    return _each(_ieee(np.add), a, b)
+
+
+@lowered(vector_llvm.mul, _as_second)
+def mul(a: Any, b: Any) -> Any:
+    """Return a * b."""
+    return _each(_ieee(np.multiply), a, b)
+
+
+@lowered(vector_llvm.fma, _as_second)
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c, rounded once where the processor can."""
+    return _each(_ieee(lambda a, b, c: a * b + c), a, b, c)
+
+
+@lowered(vector_llvm.where, _as_second)
+def where(mask: Any, a: Any, b: Any) -> Any:
+    """Return a in the lanes of the mask, b in the others."""
+    return _each(lambda a, b: np.where([mask >> lane & 1 for lane in range(a.size)], a, b), a, b)
+
+
+@lowered(vector_llvm.zipped, _as_second)
+def zipped(even: Any, odd: Any, upper: Any) -> Any:
+    """Return the lanes of two vectors in turn: those of their lower or of their upper halves."""
+
+    def one(even: Any, odd: Any) -> Any:
+        half = even.size // 2
+        return np.stack([even, odd], 1).reshape(2, -1)[1 if upper else 0][: 2 * half]
+
+    return _each(one, even, odd)
+
+
+@lowered(vector_llvm.dot, lambda a, b, c: c, packed=True)
+def dot(a: Any, b: Any, c: Any) -> Any:
+    """Return each vector of pack c plus the sum of a * b over its share of their vectors, in their order."""
+    share = len(a) // len(c)
+    sums = list(c)
+    for k, product in enumerate(zip(a, b, strict=True)):
+        sums[k // share] = fma(*product, sums[k // share])
+    return tuple(sums)
+
+
+@lowered(vector_llvm.total, lambda a: a.dtype)
+def total(a: Any) -> Any:
+    """Return the sum of a vector's lanes: halves onto each other."""
+    return _each(_total, a)
+
+
+def _total(a: Any) -> Any:
+    while a.size > 1:
+        a = add(a[: a.size // 2], a[a.size // 2 :])
+    return a[0]

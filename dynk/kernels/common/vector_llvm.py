@@ -1,0 +1,337 @@
+"""The LLVM side of `vector`: the type of a vector and the code of each operation."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import extending, types
+from numba.core import cgutils
+from numba.core.datamodel import models
+
+from dynk.kernels.common.compile import config
+
+LANES = {"float32": 16, "float64": 8}  # 64 bytes
+
+_WORD = ir.IntType(64)
+
+
+class VectorType(types.Type):  # type: ignore[misc]
+    """Numba's type of a vector."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        self.lanes = LANES[dtype.name]
+        super().__init__(name=f"vector({dtype}, {self.lanes})")
+
+    @property
+    def ir(self) -> Any:
+        """Return the type in LLVM."""
+        return ir.VectorType(ir.DoubleType() if self.dtype == types.float64 else ir.FloatType(), self.lanes)
+
+
+@extending.register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, kind.ir)
+
+
+def lowered(generate: Callable[..., Any], result: Callable[..., Any], packed: bool = False) -> Callable[[Any], Any]:
+    """Return a decorator that tells the compiler what to make of a call of the function; in Python it stays as it is.
+
+    Lighter on compile time than an overload, which is a function of its own for each combination of types.
+
+    Parameters
+    ----------
+    generate
+        `generate(context, builder, kinds, values)` returns the value for one element of each pack among the arguments.
+    result
+        Returns the type of that value from the types of one element.
+    packed
+        Both get whole packs instead.
+    """
+
+    def decorate(function: Any) -> Any:
+        @extending.type_callable(function)
+        def typed(context: Any) -> Any:
+            def typer(*arguments: Any) -> Any:
+                if packed:
+                    return result(*arguments)(*arguments)
+                return _signature(result, arguments)
+
+            typer.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+            return typer
+
+        @extending.lower_builtin(function, *[types.Any] * len(inspect.signature(function).parameters))
+        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            if packed:
+                return generate(context, builder, signature.args, values)
+            return _lift(generate, context, builder, signature, values)
+
+        return function
+
+    return decorate
+
+
+def _signature(result: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    taken = [_word(a) for a in arguments]
+    sizes = {a.count for a in taken if isinstance(a, types.UniTuple)}
+    one = result(*(a.dtype if isinstance(a, types.UniTuple) else a for a in taken))
+    if not sizes or one == types.void:
+        return one(*taken)
+    (size,) = sizes
+    return types.UniTuple(one, size)(*taken)
+
+
+def _word(kind: Any) -> Any:
+    """Return the type in which an argument is passed: integers as machine words."""
+    if isinstance(kind, types.Integer):
+        return types.intp
+    if isinstance(kind, types.BaseTuple) and isinstance(kind[0], types.Integer):
+        return types.UniTuple(types.intp, len(kind))
+    return kind
+
+
+def _lift(generate: Callable[..., Any], context: Any, builder: Any, signature: Any, values: Any) -> Any:
+    packs = [isinstance(a, types.UniTuple) for a in signature.args]
+    kinds = [a.dtype if pack else a for a, pack in zip(signature.args, packs, strict=True)]
+    if not any(packs):
+        done = generate(context, builder, kinds, values)
+        return context.get_dummy_value() if signature.return_type == types.void else done
+    parts = []
+    for k in range(next(a.count for a in signature.args if isinstance(a, types.UniTuple))):
+        one = [builder.extract_value(v, k) if pack else v for v, pack in zip(values, packs, strict=True)]
+        parts.append(generate(context, builder, kinds, one))
+    if signature.return_type == types.void:
+        return context.get_dummy_value()
+    return context.make_tuple(builder, signature.return_type, parts)
+
+
+def vector_of(array: Any, *_: Any) -> Any:
+    """Return the type of the vectors that an array is read in."""
+    return VectorType(types.float64 if array.dtype == types.float64 else types.float32)
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _i32(value: int) -> Any:
+    return ir.Constant(ir.IntType(32), value)
+
+
+def _integers(numbers: list[int], width: int = 32) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(width), len(numbers)), numbers)
+
+
+def _call(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    kind = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _spread(builder: Any, value: Any, count: int) -> Any:
+    kind = ir.VectorType(value.type, count)
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _i32(0))
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), _integers([0] * count))
+
+
+def _bits(builder: Any, mask: Any, count: int) -> Any:
+    return builder.bitcast(builder.trunc(mask, ir.IntType(count)), ir.VectorType(ir.IntType(1), count))
+
+
+def _storage(array: Any) -> tuple[Any, str, int]:
+    """Return the LLVM vector of stored elements, its name and the alignment of its elements."""
+    count, size = vector_of(array).lanes, array.dtype.bitwidth
+    if size == 16:
+        return ir.VectorType(ir.IntType(16), count), f"v{count}i16", 2
+    return vector_of(array).ir, f"v{count}f{size}", size // 8
+
+
+def _pointer(context: Any, builder: Any, array: Any, data: Any, i: Any) -> Any:
+    return builder.gep(context.make_array(array)(context, builder, data).data, [i])
+
+
+def _vector_pointer(context: Any, builder: Any, array: Any, data: Any, i: Any) -> Any:
+    return builder.bitcast(_pointer(context, builder, array, data, i), _storage(array)[0].as_pointer())
+
+
+def _pointers(context: Any, builder: Any, array: Any, data: Any, i: Any, step: Any) -> Any:
+    """Return a vector of pointers to every `step`-th element."""
+    count = vector_of(array).lanes
+    start = builder.ptrtoint(_pointer(context, builder, array, data, i), _WORD)
+    step_bytes = builder.mul(step, ir.Constant(_WORD, array.dtype.bitwidth // 8))
+    steps = builder.mul(_integers(list(range(count)), 64), _spread(builder, step_bytes, count))
+    kind = _pointer(context, builder, array, data, i).type
+    return builder.inttoptr(builder.add(_spread(builder, start, count), steps), ir.VectorType(kind, count))
+
+
+def _check(context: Any, builder: Any, array: Any, data: Any, i: Any, step: Any, mask: Any) -> None:
+    """Raise IndexError where a lane of the mask is outside the array, in the bounds-checking mode."""
+    if not config.BOUNDSCHECK:
+        return
+    (size,) = cgutils.unpack_tuple(builder, context.make_array(array)(context, builder, data).shape)
+    for lane in range(max(LANES.values())):
+        taken = builder.trunc(builder.lshr(mask, ir.Constant(_WORD, lane)), ir.IntType(1))
+        element = builder.add(i, builder.mul(step, ir.Constant(_WORD, lane)))
+        outside = builder.icmp_unsigned(">=", element, size)
+        with builder.if_then(builder.and_(taken, outside)):
+            context.call_conv.return_user_exc(builder, IndexError, ("vector: index out of bounds",))
+
+
+def _widened(builder: Any, array: Any, value: Any) -> Any:
+    """Convert stored elements to the accumulator type."""
+    count = value.type.count
+    singles = ir.VectorType(ir.FloatType(), count)
+    if array.dtype == types.int16:
+        return builder.fpext(builder.bitcast(value, ir.VectorType(ir.HalfType(), count)), singles)
+    if array.dtype == types.uint16:
+        words = builder.zext(value, ir.VectorType(ir.IntType(32), count))
+        return builder.bitcast(builder.shl(words, _integers([16] * count)), singles)
+    return value
+
+
+def _narrowed(builder: Any, array: Any, value: Any) -> Any:
+    """Round accumulators to the storage type, to nearest and ties to even."""
+    count = value.type.count
+    shorts = ir.VectorType(ir.IntType(16), count)
+    if array.dtype == types.int16:
+        return builder.bitcast(builder.fptrunc(value, ir.VectorType(ir.HalfType(), count)), shorts)
+    if array.dtype != types.uint16:
+        return value
+    bits = builder.bitcast(value, ir.VectorType(ir.IntType(32), count))
+    high = builder.lshr(bits, _integers([16] * count))
+    tie_to_even = builder.and_(high, _integers([1] * count))
+    sum_of_all = builder.add(builder.add(bits, _integers([0x7FFF] * count)), tie_to_even)
+    rounded = builder.lshr(sum_of_all, _integers([16] * count))
+    quiet_nan = builder.or_(high, _integers([0x40] * count))
+    return builder.trunc(builder.select(builder.fcmp_unordered("uno", value, value), quiet_nan, rounded), shorts)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def lanes(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    return ir.Constant(_WORD, vector_of(kinds[0]).lanes)
+
+
+def zeros(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    return ir.Constant(vector_of(kinds[0]).ir, None)
+
+
+def broadcast(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    array = kinds[0]
+    _check(context, builder, array, *values, ir.Constant(_WORD, 1), ir.Constant(_WORD, 1))
+    element = builder.load(_pointer(context, builder, array, *values))
+    return _widened(builder, array, _spread(builder, element, vector_of(array).lanes))
+
+
+def load(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    array = kinds[0]
+    _check(context, builder, array, *values, ir.Constant(_WORD, 1), ir.Constant(_WORD, -1))
+    loaded = builder.load(_vector_pointer(context, builder, array, *values), align=_storage(array)[2])
+    return _widened(builder, array, loaded)
+
+
+def load_where(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    array, (data, i, step, mask) = kinds[0], values
+    kind, name, align = _storage(array)
+    _check(context, builder, array, data, i, step, mask)
+    rest = [_i32(align), _bits(builder, mask, kind.count), ir.Constant(kind, None)]
+    with builder.if_else(builder.icmp_signed("==", step, ir.Constant(_WORD, 1))) as (then, otherwise):
+        with then:
+            pointer = _vector_pointer(context, builder, array, data, i)
+            together, block = _call(builder, f"llvm.masked.load.{name}.p0", kind, [pointer, *rest]), builder.block
+        with otherwise:
+            pointers = _pointers(context, builder, array, data, i, step)
+            apart = _call(builder, f"llvm.masked.gather.{name}.v{kind.count}p0", kind, [pointers, *rest])
+            other_block = builder.block
+    loaded = builder.phi(kind)
+    loaded.add_incoming(together, block)
+    loaded.add_incoming(apart, other_block)
+    return _widened(builder, array, loaded)
+
+
+def store(context: Any, builder: Any, kinds: Any, values: Any) -> None:
+    array, (data, i, value) = kinds[0], values
+    _check(context, builder, array, data, i, ir.Constant(_WORD, 1), ir.Constant(_WORD, -1))
+    pointer = _vector_pointer(context, builder, array, data, i)
+    builder.store(_narrowed(builder, array, value), pointer, align=_storage(array)[2])
+
+
+def store_where(context: Any, builder: Any, kinds: Any, values: Any) -> None:
+    array, (data, i, step, value, mask) = kinds[0], values
+    kind, name, align = _storage(array)
+    _check(context, builder, array, data, i, step, mask)
+    stored, rest = _narrowed(builder, array, value), [_i32(align), _bits(builder, mask, kind.count)]
+    with builder.if_else(builder.icmp_signed("==", step, ir.Constant(_WORD, 1))) as (then, otherwise):
+        with then:
+            pointer = _vector_pointer(context, builder, array, data, i)
+            _call(builder, f"llvm.masked.store.{name}.p0", ir.VoidType(), [stored, pointer, *rest])
+        with otherwise:
+            pointers = _pointers(context, builder, array, data, i, step)
+            scatter = f"llvm.masked.scatter.{name}.v{kind.count}p0"
+            _call(builder, scatter, ir.VoidType(), [stored, pointers, *rest])
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def shift(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    return builder.add(*values)
+
+
+def pick(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    _check(context, builder, kinds[0], *values, ir.Constant(_WORD, 1), ir.Constant(_WORD, 1))
+    return builder.load(_pointer(context, builder, kinds[0], *values))
+
+
+def spaced(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    return builder.add(values[0], builder.mul(values[1], values[2]))
+
+
+def add(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    return builder.fadd(*values)
+
+
+def mul(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    return builder.fmul(*values)
+
+
+def fma(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    kind = values[0].type  # not llvm.fma, which is a call to a slow function where the processor has no such instruction
+    name = "f64" if isinstance(kind.element, ir.DoubleType) else "f32"
+    return _call(builder, f"llvm.fmuladd.v{kind.count}{name}", kind, list(values))
+
+
+def dot(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    a, b, c = values
+    size, count = kinds[0].count, kinds[2].count
+    sums = [builder.extract_value(c, k) for k in range(count)]
+    for k in range(size):
+        product = [builder.extract_value(a, k), builder.extract_value(b, k), sums[k * count // size]]
+        sums[k * count // size] = fma(context, builder, kinds, product)
+    return context.make_tuple(builder, kinds[2], sums)
+
+
+def where(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    return builder.select(_bits(builder, values[0], values[1].type.count), *values[1:])
+
+
+def zipped(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    even, odd, upper = values
+    count = even.type.count
+    halves = [
+        builder.shuffle_vector(even, odd, _integers([k // 2 + k % 2 * count for k in range(first, first + count)]))
+        for first in (0, count)
+    ]
+    return builder.select(builder.icmp_signed("!=", upper, ir.Constant(_WORD, 0)), *reversed(halves))
+
+
+def total(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    (value,) = values
+    while value.type.count > 1:
+        half = value.type.count // 2
+        low, high = (builder.shuffle_vector(value, value, _integers(list(range(k, k + half)))) for k in (0, half))
+        value = builder.fadd(low, high)
+    return builder.extract_element(value, _i32(0))

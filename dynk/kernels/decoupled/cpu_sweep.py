@@ -1,0 +1,203 @@
+"""Walks of the filter kernels: positions in vectors, and for each vector which taps are inside for which lanes.
+
+A `Sweep` says what one direction reads and writes. Forward, the positions are the anchors and the taps read the image;
+for the gradient of the image, the positions are its pixels and the taps read the outputs that a pixel went into. Both
+then form the same sums. Without stride and scale, positions are taken through the ends of rows (`flat`), so that small
+planes fill their vectors too; else a vector stays within a row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dynk.kernels.common import vector
+from dynk.kernels.common.compile import inlined
+from dynk.kernels.decoupled.geometry import FilterGeometry
+
+# The filters of a band of positions stay in the second cache while all channels of a task pass by.
+FILTER_BYTES = 400 * 1024
+LEAST_VECTORS, MOST_VECTORS = 64, 1024  # of a band
+LEAST_CHANNELS, TASK_VALUES = 32, 32 * 1024  # of a task
+
+# Fields of a tap: where it reads, in rows and columns; offsets of its value, its spatial and its channel filter.
+DY, DX, VALUE, FILTER, WEIGHT, TAP = range(6)
+# Fields of a vector: where its first value, filter and result stand; how many positions; whether all taps are inside.
+FIRST_VALUE, FIRST_FILTER, FIRST_RESULT, COUNT, WHOLE, FIELDS = range(6)
+
+
+class Sweep(NamedTuple):
+    """A walk over a grid of positions."""
+
+    rows: int  # of positions
+    columns: int
+    flat: int
+    height: int  # a tap at (a*step_h + dy, b*step_w + dx) of position (a, b) is inside this
+    width: int
+    step_h: int
+    step_w: int
+    value_row: int  # elements from a position's values to those of the next row's, and of the next column's
+    value_step: int
+    filter_row: int
+    result_first: int
+    result_row: int
+    result_step: int
+
+
+class Split(NamedTuple):
+    """How a sweep is cut into tasks, by the geometry alone."""
+
+    vectors: int
+    band: int  # vectors of a task
+    bands: int
+    block: int  # channels of a task
+    blocks: int
+
+
+@inlined
+def filter_geometry(a):  # type: ignore[no-untyped-def]
+    """Return the named integers of a geometry array."""
+    return FilterGeometry(
+        a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16]
+    )
+
+
+@inlined
+def ceil(extent, step):  # type: ignore[no-untyped-def]
+    """Return extent / step, rounded up."""
+    return (extent + step - 1) // step
+
+
+@inlined
+def over_anchors(g):  # type: ignore[no-untyped-def]
+    """Return the sweep that reads the image for each anchor."""
+    flat = 1 if g.stride_h == 1 and g.stride_w == 1 and g.scale == 1 else 0
+    row = g.scale * g.scale * g.Wo
+    return Sweep(
+        g.Ho, g.Wo, flat, g.H, g.W, g.stride_h, g.stride_w, g.stride_h * g.W, g.stride_w, g.Wo, 0, row, g.scale
+    )
+
+
+@inlined
+def taps_of_anchors(g):  # type: ignore[no-untyped-def]
+    """Return the taps of a filter, row-major."""
+    taps = np.empty(g.kh * g.kw * TAP, np.int64)
+    for k in range(g.kh * g.kw):
+        dy = (k // g.kw - (g.kh - 1) // 2) * g.dilation_h
+        dx = (k % g.kw - (g.kw - 1) // 2) * g.dilation_w
+        taps[k * TAP + DY], taps[k * TAP + DX] = dy, dx
+        taps[k * TAP + VALUE] = dy * g.W + dx
+        taps[k * TAP + FILTER], taps[k * TAP + WEIGHT] = k * g.Ho * g.Wo, k
+    return taps
+
+
+@inlined
+def over_pixels(phase, g):  # type: ignore[no-untyped-def]
+    """Return the sweep that reads grad_out for the pixels (phase_h + a*stride_h, phase_w + b*stride_w)."""
+    flat = 1 if g.stride_h == 1 and g.stride_w == 1 and g.scale == 1 else 0
+    rows = ceil(g.H - phase // g.stride_w, g.stride_h)
+    columns = ceil(g.W - phase % g.stride_w, g.stride_w)
+    row = g.scale * g.scale * g.Wo
+    first = phase // g.stride_w * g.W + phase % g.stride_w
+    return Sweep(rows, columns, flat, g.Ho, g.Wo, 1, 1, row, g.scale, g.Wo, first, g.stride_h * g.W, g.stride_w)
+
+
+@inlined
+def taps_of_pixels(phase, g):  # type: ignore[no-untyped-def]
+    """Return the taps by which outputs read the pixels of a phase: (anchor, sub-pixel) pairs, seen from the pixel."""
+    taps = np.empty(g.kh * g.kw * g.scale * g.scale * TAP, np.int64)
+    at = 0
+    for k in range(g.kh * g.kw):
+        reach_h = phase // g.stride_w - (k // g.kw - (g.kh - 1) // 2) * g.dilation_h
+        reach_w = phase % g.stride_w - (k % g.kw - (g.kw - 1) // 2) * g.dilation_w
+        if reach_h % g.stride_h != 0 or reach_w % g.stride_w != 0:
+            continue
+        dy, dx = reach_h // g.stride_h, reach_w // g.stride_w
+        for pq in range(g.scale * g.scale):
+            tap = pq * g.kh * g.kw + k
+            taps[at + DY], taps[at + DX] = dy, dx
+            taps[at + VALUE] = ((dy * g.scale + pq // g.scale) * g.Wo + dx) * g.scale + pq % g.scale
+            taps[at + FILTER], taps[at + WEIGHT] = tap * g.Ho * g.Wo + dy * g.Wo + dx, tap
+            at += TAP
+    return taps[:at]
+
+
+@inlined
+def split(values, sweep, filters, channels):  # type: ignore[no-untyped-def]
+    """Return the tasks of a sweep with so many spatial filter elements for each position."""
+    size = vector.lanes(values)
+    if sweep.flat != 0:
+        vectors = ceil(sweep.rows * sweep.columns, size)
+    else:
+        vectors = sweep.rows * ceil(sweep.columns, size)
+    most = FILTER_BYTES // (max(1, filters) * size * values.itemsize)
+    bands = ceil(vectors, max(LEAST_VECTORS, min(most, MOST_VECTORS)))
+    band = ceil(vectors, bands)
+    block = max(LEAST_CHANNELS, ceil(TASK_VALUES, band * size))
+    return Split(vectors, band, bands, min(block, channels), ceil(channels, block))
+
+
+@inlined
+def vectors_of(sweep, taps, first, last, size):  # type: ignore[no-untyped-def]
+    """Return the fields of the vectors first <= v < last, and for each the masks of its taps."""
+    count = taps.size // TAP
+    fields = np.empty((last - first) * FIELDS, np.int64)
+    masks = np.empty((last - first) * count, np.int64)
+    limits = _limits(sweep, taps)
+    in_row = ceil(sweep.columns, size)
+    for v in range(first, last):
+        if sweep.flat != 0:
+            a, b = v * size // sweep.columns, v * size % sweep.columns
+            positions = min(size, sweep.rows * sweep.columns - v * size)
+        else:
+            a, b = v // in_row, v % in_row * size
+            positions = min(size, sweep.columns - b)
+        at = (v - first) * FIELDS
+        fields[at + FIRST_VALUE] = a * sweep.value_row + b * sweep.value_step
+        fields[at + FIRST_FILTER] = a * sweep.filter_row + b
+        fields[at + FIRST_RESULT] = sweep.result_first + a * sweep.result_row + b * sweep.result_step
+        fields[at + COUNT] = positions
+        whole = positions == size and sweep.value_step == 1 and _is_whole(sweep, taps, a, b, size)
+        fields[at + WHOLE] = 1 if whole else 0
+        for k in range(count):
+            masks[(v - first) * count + k] = -1 if whole else 0
+        if not whole:
+            _set_masks(masks, (v - first) * count, sweep, taps, limits, a, b, positions)
+    return fields, masks
+
+
+@inlined
+def _limits(sweep, taps):  # type: ignore[no-untyped-def]
+    """Return for each tap the first column at which it is inside, and the first at which it is no longer."""
+    limits = np.empty(taps.size // TAP * 2, np.int64)
+    for k in range(taps.size // TAP):
+        dx = taps[k * TAP + DX]
+        limits[2 * k], limits[2 * k + 1] = ceil(-dx, sweep.step_w), ceil(sweep.width - dx, sweep.step_w)
+    return limits
+
+
+@inlined
+def _is_whole(sweep, taps, a, b, size):  # type: ignore[no-untyped-def]
+    """Return whether every tap is inside for all lanes of the vector from (a, b) on, which does not leave its row."""
+    y, x, last = a * sweep.step_h, b * sweep.step_w, (b + size - 1) * sweep.step_w
+    inside = b + size <= sweep.columns
+    for k in range(taps.size // TAP):
+        dy, dx = taps[k * TAP + DY], taps[k * TAP + DX]
+        inside = inside and 0 <= y + dy < sweep.height and 0 <= x + dx and last + dx < sweep.width
+    return inside
+
+
+@inlined
+def _set_masks(masks, at, sweep, taps, limits, a, b, positions):  # type: ignore[no-untyped-def]
+    """Add to the masks of a vector from (a, b) on the lanes for which each tap is inside."""
+    count = taps.size // TAP
+    lane = 0
+    while lane < positions:  # the part of the vector in row a
+        part = min(positions - lane, sweep.columns - b)
+        for k in range(count):
+            if 0 <= a * sweep.step_h + taps[k * TAP + DY] < sweep.height:
+                first, last = max(limits[2 * k] - b, 0), min(limits[2 * k + 1] - b, part)
+                masks[at + k] |= vector.between(lane + first, lane + last)
+        lane += part
+        a, b = a + 1, 0
