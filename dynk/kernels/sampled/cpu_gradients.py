@@ -6,6 +6,18 @@ import numpy as np
 
 from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, fill, load, store
+from dynk.kernels.sampled.cpu_old import (
+    across_row,
+    add_tap,
+    centres,
+    is_shared,
+    is_shared_row,
+    load_shared,
+    mix,
+    sample_attention_row,
+    sample_row,
+    within_row,
+)
 from dynk.kernels.sampled.cpu_rows import (
     add_products,
     end_inside,
@@ -21,18 +33,6 @@ from dynk.kernels.sampled.cpu_rows import (
     tap_row,
     to_sample,
     weigh,
-)
-from dynk.kernels.sampled.cpu_samples import (
-    across_row,
-    add_tap,
-    centres,
-    is_shared,
-    is_shared_row,
-    load_shared,
-    mix,
-    sample_attention_row,
-    sample_row,
-    within_row,
 )
 
 # Channels of a task of grad_x: they share the weighted gradients of its samples.
