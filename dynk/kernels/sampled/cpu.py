@@ -9,13 +9,10 @@ from dynk.kernels.common.compile import inlined, kernel
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.sampled.cpu_dynamic import dynamic_filter_backward, dynamic_filter_forward
 from dynk.kernels.sampled.cpu_gradients import (
-    channel_blocks,
-    grad_across_task,
     grad_position_attention_task,
     grad_sample_attention_task,
     grad_sum_task,
     grad_within_task,
-    grad_x_task,
 )
 from dynk.kernels.sampled.cpu_mix import (
     OUTS,
@@ -26,6 +23,7 @@ from dynk.kernels.sampled.cpu_mix import (
     mixed_size,
     starts_of_samples,
 )
+from dynk.kernels.sampled.cpu_products import blocks_of_image, grad_across_task, grad_x_task
 from dynk.kernels.sampled.cpu_rows import choices, sample_geometry
 from dynk.kernels.sampled.cpu_samples import (
     attend_samples,
@@ -83,13 +81,13 @@ def ls_dfn_backward(  # type: ignore[no-untyped-def]
             grad_sum_task(
                 np.int64(task), grad_out, within, sample_attention, position_attention, choice, grad_sum, geometry
             )
-        for task in prange(g.N * g.H * channel_blocks(g)):
+        for task in prange(g.N * blocks_of_image(g)):
             grad_x_task(
                 np.int64(task), grad_out, across, sample_attention, position_attention, choice, grad_sum, grad_x,
                 geometry,
             )  # fmt: skip
     if grad_across.size > 0:
-        for task in prange(g.N * g.H * g.O):
+        for task in prange(g.N * g.H):
             grad_across_task(
                 np.int64(task), grad_out, x, sample_attention, position_attention, choice, grad_across, geometry
             )

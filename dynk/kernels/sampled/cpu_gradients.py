@@ -7,9 +7,7 @@ import numpy as np
 from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, fill, load, store
 from dynk.kernels.sampled.cpu_old import (
-    across_row,
     add_tap,
-    centres,
     is_shared,
     is_shared_row,
     load_shared,
@@ -34,10 +32,6 @@ from dynk.kernels.sampled.cpu_rows import (
     to_sample,
     weigh,
 )
-
-# Channels of a task of grad_x: they share the weighted gradients of its samples.
-CHANNELS = 16
-
 
 # ---- the image -------------------------------------------------------------------------------------------------------
 
@@ -80,89 +74,7 @@ def grad_sum_task(  # type: ignore[no-untyped-def]
         store(grad_sum, task * g.W + k, load(row, k))
 
 
-@inlined
-def grad_x_task(  # type: ignore[no-untyped-def]
-    task, grad_out, across, sample_attention, position_attention, choice, grad_sum, grad_x, geometry
-):
-    """Gather a row of some channels from every row of outputs centred on it, and add that of the channel sum."""
-    g = sample_geometry(geometry)
-    blocks = channel_blocks(g)
-    c0, h, n = task % blocks * CHANNELS, task // blocks % g.H, task // blocks // g.H
-    channels = min(CHANNELS, g.C - c0)
-    sums = np.zeros(channels * g.W, np.float64)
-    row = accumulators(grad_x, g.W)
-    grads = accumulators(grad_x, g.samples * g.W)
-    if g.has_across != 0:
-        for o in range(g.O):
-            for a in range(g.samples):
-                y = h - to_sample(a, g)
-                if y < 0 or y >= g.H:
-                    continue
-                _load_weighted(n, a, o, y, grad_out, sample_attention, position_attention, grads, 0, g)
-                outputs = output_row(n, 0, 0, o, y, g)
-                for c in range(channels):
-                    _gather(n, a, o, y, c0 + c, outputs, across, choice, grads, row, g)
-                    for k in range(g.W):
-                        store(sums, c * g.W + k, load(sums, c * g.W + k) + load(row, k))
-    for c in range(channels):
-        start = ((n * g.C + c0 + c) * g.H + h) * g.W
-        for k in range(g.W):
-            whole = load(sums, c * g.W + k) + load(grad_sum, (n * g.H + h) * g.W + k)
-            store(grad_x, start + k, row.dtype.type(whole))
-
-
-@inlined
-def _gather(n, a, o, y, c, outputs, across, choice, grads, row, g):  # type: ignore[no-untyped-def]
-    """Sum, in `row`, what the samples of row a give to the row of the image at their centre."""
-    fill(row, 0)
-    filters = across_row(n, o, c, y, g)
-    for b in range(g.samples):
-        dx = to_sample(b, g)
-        end = end_inside(g.W, dx)
-        first = skip(choice, outputs, first_inside(dx), end, a, b, g)
-        while first < end:
-            stop = run(choice, outputs, first, end, a, b, g)
-            add_products(row, first + dx, grads, b * g.W + first, across, filters + first, stop - first)
-            first = skip(choice, outputs, stop, end, a, b, g)
-
-
 # ---- the filters -----------------------------------------------------------------------------------------------------
-
-
-@inlined
-def grad_across_task(  # type: ignore[no-untyped-def]
-    task, grad_out, x, sample_attention, position_attention, choice, grad_across, geometry
-):
-    """Sum over the samples for one row of pixels and every input channel."""
-    g = sample_geometry(geometry)
-    o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
-    row, total = accumulators(x, g.W), np.zeros(g.W, np.float64)
-    grads = accumulators(x, g.samples * g.samples * g.W)
-    outputs = output_row(n, 0, 0, o, y, g)
-    for a in range(g.samples):
-        at = a * g.samples * g.W
-        _load_weighted(n, a, o, y, grad_out, sample_attention, position_attention, grads, at, g)
-    for c in range(g.C):
-        fill(row, 0)
-        terms = 0
-        for a in range(g.samples):
-            h = y + to_sample(a, g)
-            if h < 0 or h >= g.H:
-                continue
-            for b in range(g.samples):
-                dx = to_sample(b, g)
-                end = end_inside(g.W, dx)
-                first = skip(choice, outputs, first_inside(dx), end, a, b, g)
-                at, image = (a * g.samples + b) * g.W, ((n * g.C + c) * g.H + h) * g.W + dx
-                terms = stage(terms, row, total)
-                while first < end:
-                    stop = run(choice, outputs, first, end, a, b, g)
-                    add_products(row, first, grads, at + first, x, image + first, stop - first)
-                    first = skip(choice, outputs, stop, end, a, b, g)
-        merge(terms, row, total)
-        start = across_row(n, o, c, y, g)
-        for k in range(g.W):
-            store(grad_across, start + k, load(row, k))
 
 
 @inlined
@@ -284,11 +196,6 @@ def _add_shared_taps(n, centre, dx, first, stop, grad, shared, channel_sum, rows
 
 
 @inlined
-def channel_blocks(g):  # type: ignore[no-untyped-def]
-    return (g.C + CHANNELS - 1) // CHANNELS
-
-
-@inlined
 def _load_grad(n, a, b, o, y, grad_out, sample_attention, grad, g):  # type: ignore[no-untyped-def]
     """Load a row of the gradient with respect to sample (a, b) before its attention."""
     start, gain = output_row(n, a, b, o, y, g), grad.dtype.type(share(g))
@@ -296,24 +203,6 @@ def _load_grad(n, a, b, o, y, grad_out, sample_attention, grad, g):  # type: ign
         store(grad, k, load(grad_out, start + k) * gain)
     if g.has_sample_attention != 0:
         weigh(grad, 0, sample_attention, sample_attention_row(n, a, b, o, y, g), g.sample_residual, g.W)
-
-
-@inlined
-def _load_weighted(  # type: ignore[no-untyped-def]
-    n, a, o, y, grad_out, sample_attention, position_attention, grads, at, g
-):
-    """Load rows of the gradients with respect to the centre taps of sample row a, from grads[at] on."""
-    centre, gain = y + to_sample(a, g), grads.dtype.type(share(g))
-    for b in range(g.samples):
-        start, row, dx = output_row(n, a, b, o, y, g), at + b * g.W, to_sample(b, g)
-        for k in range(g.W):
-            store(grads, row + k, load(grad_out, start + k) * gain)
-        if g.has_sample_attention != 0:
-            weigh(grads, row, sample_attention, sample_attention_row(n, a, b, o, y, g), g.sample_residual, g.W)
-        if g.has_position_attention != 0:
-            first, end = centres(centre, dx, g)
-            attention = within_row(n, o, (g.kh - 1) // 2, (g.kw - 1) // 2, centre, g) + dx
-            weigh(grads, row + first, position_attention, attention + first, g.position_residual, end - first)
 
 
 @inlined
