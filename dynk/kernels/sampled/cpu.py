@@ -7,13 +7,8 @@ from numba import prange
 
 from dynk.kernels.common.compile import inlined, kernel
 from dynk.kernels.common.numeric import accumulators
+from dynk.kernels.sampled.cpu_attention import attention_tasks, bands, grad_attention_task, grad_sum_task
 from dynk.kernels.sampled.cpu_dynamic import dynamic_filter_backward, dynamic_filter_forward
-from dynk.kernels.sampled.cpu_gradients import (
-    grad_position_attention_task,
-    grad_sample_attention_task,
-    grad_sum_task,
-    grad_within_task,
-)
 from dynk.kernels.sampled.cpu_mix import (
     OUTS,
     filters_size,
@@ -23,7 +18,7 @@ from dynk.kernels.sampled.cpu_mix import (
     mixed_size,
     starts_of_samples,
 )
-from dynk.kernels.sampled.cpu_products import blocks_of_image, grad_across_task, grad_x_task
+from dynk.kernels.sampled.cpu_products import blocks_of_image, grad_filters_task, grad_x_task
 from dynk.kernels.sampled.cpu_rows import choices, sample_geometry
 from dynk.kernels.sampled.cpu_samples import (
     attend_samples,
@@ -77,7 +72,7 @@ def ls_dfn_backward(  # type: ignore[no-untyped-def]
             )  # fmt: skip
     if grad_x.size > 0:
         grad_sum = accumulators(x, g.N * g.H * g.W)
-        for task in prange(g.N * g.H):
+        for task in prange(g.N * bands(g)):
             grad_sum_task(
                 np.int64(task), grad_out, within, sample_attention, position_attention, choice, grad_sum, geometry
             )
@@ -86,28 +81,17 @@ def ls_dfn_backward(  # type: ignore[no-untyped-def]
                 np.int64(task), grad_out, across, sample_attention, position_attention, choice, grad_sum, grad_x,
                 geometry,
             )  # fmt: skip
-    if grad_across.size > 0:
+    if grad_across.size > 0 or grad_within.size > 0:
         for task in prange(g.N * g.H):
-            grad_across_task(
-                np.int64(task), grad_out, x, sample_attention, position_attention, choice, grad_across, geometry
-            )
-    if grad_within.size > 0:
-        for task in prange(g.N * g.H * g.O):
-            grad_within_task(
-                np.int64(task), grad_out, sample_attention, position_attention, channel_sum, choice, grad_within,
-                geometry,
+            grad_filters_task(
+                np.int64(task), grad_out, x, sample_attention, position_attention, channel_sum, choice, grad_across,
+                grad_within, geometry,
             )  # fmt: skip
-    if grad_sample_attention.size > 0:
-        for task in prange(g.N * g.H * g.O):
-            grad_sample_attention_task(
-                np.int64(task), grad_out, x, across, within, position_attention, channel_sum, choice,
-                grad_sample_attention, geometry,
-            )  # fmt: skip
-    if grad_position_attention.size > 0:
-        for task in prange(g.N * g.H * g.O):
-            grad_position_attention_task(
-                np.int64(task), grad_out, x, across, within, sample_attention, channel_sum, choice,
-                grad_position_attention, geometry,
+    if grad_sample_attention.size > 0 or grad_position_attention.size > 0:
+        for task in prange(attention_tasks(g)):
+            grad_attention_task(
+                np.int64(task), grad_out, x, across, within, sample_attention, position_attention, channel_sum, choice,
+                grad_sample_attention, grad_position_attention, geometry,
             )  # fmt: skip
 
 
@@ -118,13 +102,13 @@ def _forward_task(  # type: ignore[no-untyped-def]
     g = sample_geometry(geometry)
     y, n = task % g.H, task // g.H
     numbers, starts, masks = constants(x, g), starts_of_samples(x, g), masks_of_samples(x, g)
-    rows, filters = image_rows(n, y, x, g), accumulators(x, filters_size(x, g))
+    rows, filters = image_rows(n, y, x, True, g), accumulators(x, filters_size(x, g))
     samples, shared = accumulators(x, mixed_size(x, g)), accumulators(x, shared_size(x, g))
     outs = np.empty(OUTS, np.int64)
     for o in range(0, g.O, OUTS):
         outputs_from(o, outs, g)
         load_shared(n, outs, y, within, shared, g)
-        mix(n, outs, y, across, rows, starts, filters, samples, g)
+        mix(n, outs, y, 0, g.H, across, rows, starts, filters, samples, g)
         form_samples(n, outs, y, shared, position_attention, channel_sum, samples, masks, numbers, g)
         attend_samples(n, outs, y, sample_attention, samples, numbers, g)
         if g.reduce == MAX:

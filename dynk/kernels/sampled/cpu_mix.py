@@ -64,11 +64,12 @@ def masks_of_samples(like, g):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def image_rows(n, y, x, g):  # type: ignore[no-untyped-def]
+def image_rows(n, y, x, wanted, g):  # type: ignore[no-untyped-def]
     """Return copies of the rows of every channel at the centres of the samples of row y."""
     size, row = vector.lanes(x), padded_row(x, g)
-    rows = accumulators(x, g.has_across * g.samples * g.C * row)
-    for a in range(g.samples * g.has_across):
+    samples = g.samples if wanted and g.has_across != 0 else 0
+    rows = accumulators(x, samples * g.C * row)
+    for a in range(samples):
         h = y + to_sample(a, g)
         if 0 <= h < g.H:
             for c in range(g.C):
@@ -92,8 +93,11 @@ def filters_size(like, g):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def mix(n, outs, y, across, rows, starts, filters, mixed, g):  # type: ignore[no-untyped-def]
-    """Sum across * x over the channels for every sample of a row of OUTS outputs, wherever its centre is."""
+def mix(n, outs, y, first_row, end_row, across, rows, starts, filters, mixed, g):  # type: ignore[no-untyped-def]
+    """Sum across * x over the channels for every sample of a row of OUTS outputs, wherever its centre is.
+
+    Samples centred in rows of the image before `first_row` and from `end_row` on are left out.
+    """
     size, vectors, row = vector.lanes(rows), vectors_of_row(rows, g), padded_row(rows, g)
     plane, four = g.H * g.W, vector.pick(outs, (0, 1, 2, 3))
     for c in range(0, g.C * g.has_across, CHAIN):
@@ -108,7 +112,7 @@ def mix(n, outs, y, across, rows, starts, filters, mixed, g):  # type: ignore[no
             weights = v * channels * OUTS * size
             for a in range(g.samples):
                 h = y + to_sample(a, g)
-                if h < 0 or h >= g.H:
+                if h < first_row or h >= end_row:
                     continue
                 at, first = ((v * g.samples + a) * g.samples) * OUTS * size, (a * g.C + c) * row
                 b = 0

@@ -11,14 +11,22 @@ import numpy as np
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, fill
-from dynk.kernels.sampled.cpu_mix import OUTS, image_rows, padded_row, starts_of_samples, vectors_of_row
-from dynk.kernels.sampled.cpu_rows import CHAIN, output_row, sample_geometry, to_sample
+from dynk.kernels.sampled.cpu_mix import (
+    OUTS,
+    image_rows,
+    masks_of_samples,
+    padded_row,
+    starts_of_samples,
+    vectors_of_row,
+)
+from dynk.kernels.sampled.cpu_rows import CHAIN, output_row, sample_geometry, tap_column, tap_row, to_sample
 from dynk.kernels.sampled.cpu_samples import (
     POSITION_RESIDUAL,
     SAMPLE_RESIDUAL,
     SHARE,
     centre_tap,
     constants,
+    is_read_outside,
     outputs_from,
     taps_of,
 )
@@ -153,21 +161,64 @@ def _across_channels(  # type: ignore[no-untyped-def]
 
 
 @inlined
-def grad_across_task(  # type: ignore[no-untyped-def]
-    task, grad_out, x, sample_attention, position_attention, choice, grad_across, geometry
+def store_grad_within(  # type: ignore[no-untyped-def]
+    n, outs, y, grads, masks, taps_inside, position_attention, channel_sum, grad_within, numbers, g
+):
+    """Write a row of the gradient of `within` of OUTS outputs."""
+    size, four = vector.lanes(grads), vector.pick(outs, (0, 1, 2, 3))
+    residual, chain = vector.broadcast(numbers, POSITION_RESIDUAL), max(1, CHAIN // g.samples)
+    for k in range(g.kh * g.kw):
+        i, j = k // g.kw, k % g.kw
+        to = taps_of(n, k, y, four, g)
+        for v in range(vectors_of_row(grads, g)):
+            total = vector.zeros(grads, (0, 1, 2, 3))
+            for first in range(0, g.samples, chain):
+                part = vector.zeros(grads, (0, 1, 2, 3))
+                for a in range(first, min(first + chain, g.samples)):
+                    centre = y + to_sample(a, g)
+                    h, inside = centre + tap_row(i, g), 0 <= centre < g.H
+                    if h < 0 or h >= g.H or not (inside or is_read_outside(g)):
+                        continue
+                    for b in range(g.samples):
+                        mask_at, left = (v * g.samples + b) * (g.kw + 1), v * size + to_sample(b, g)
+                        at = ((v * g.samples + a) * g.samples + b) * OUTS
+                        read = taps_inside[mask_at + j]
+                        mask = vector.masked(vector.pick(masks, vector.spaced(at, 1, (0, 1, 2, 3))), read)
+                        grad = vector.load(grads, vector.spaced(at * size, size, (0, 1, 2, 3)))
+                        image = (n * g.H + h) * g.W + left + tap_column(j, g)
+                        values = vector.load_where(channel_sum, image, 1, read)
+                        if g.has_position_attention != 0:
+                            attention = vector.shift(taps_of(n, k, centre, four, g), left)
+                            centred = taps_inside[mask_at + g.kw] if inside else 0
+                            weights = vector.load_where(position_attention, attention, 1, centred)
+                            grad = vector.mul(vector.add(weights, residual), grad)
+                        part = vector.where(mask, vector.fma(grad, values, part), part)
+                total = vector.add(part, total)
+            vector.store_where(grad_within, vector.shift(to, v * size), 1, total, vector.between(0, g.W - v * size))
+
+
+@inlined
+def grad_filters_task(  # type: ignore[no-untyped-def]
+    task, grad_out, x, sample_attention, position_attention, channel_sum, choice, grad_across, grad_within, geometry
 ):
     """Sum over the samples for one row of pixels, every output and input channel."""
     g = sample_geometry(geometry)
     y, n = task % g.H, task // g.H
-    rows, starts, numbers = image_rows(n, y, x, g), starts_of_samples(x, g), constants(x, g)
+    starts, numbers, taps_inside = starts_of_samples(x, g), constants(x, g), masks_of_samples(x, g)
+    rows = image_rows(n, y, x, grad_across.size > 0, g)
     grads = accumulators(x, grads_size(x, OUTS, g))
     masks = np.empty(vectors_of_row(x, g) * g.samples * g.samples * OUTS, np.int64)
     outs = np.empty(OUTS, np.int64)
     for o in range(0, g.O, OUTS):
         outputs_from(o, outs, g)
         load_grads(n, outs, y, 0, OUTS, grad_out, sample_attention, choice, grads, masks, numbers, g)
-        weigh_centres(n, outs, y, 0, g.H, 0, OUTS, position_attention, grads, masks, numbers, g)
-        store_grad_across(n, outs, y, rows, starts, grads, masks, grad_across, g)
+        if grad_within.size > 0:
+            store_grad_within(
+                n, outs, y, grads, masks, taps_inside, position_attention, channel_sum, grad_within, numbers, g
+            )
+        if grad_across.size > 0:
+            weigh_centres(n, outs, y, 0, g.H, 0, OUTS, position_attention, grads, masks, numbers, g)
+            store_grad_across(n, outs, y, rows, starts, grads, masks, grad_across, g)
 
 
 # ---- the image -------------------------------------------------------------------------------------------------------
@@ -215,10 +266,7 @@ def grad_x_task(  # type: ignore[no-untyped-def]
                             fill(part, 0)
                             _spread(a, outputs, count, filters, grads, masks, starts, part, g)
                             for k in range(min(OUTS, c1 - c)):
-                                to = ((c - c0 + k) * (h1 - h0) + h - h0) * row
-                                for at in range(0, row, size):
-                                    value = vector.add(vector.load(sums, to + at), vector.load(part, k * row + at))
-                                    vector.store(sums, to + at, value)
+                                add_row(part, k * row, sums, ((c - c0 + k) * (h1 - h0) + h - h0) * row, row)
     for c in range(c0, c1):
         for h in range(h0, h1):
             start, to = ((c - c0) * (h1 - h0) + h - h0) * row + size, ((n * g.C + c) * g.H + h) * g.W
@@ -231,7 +279,7 @@ def grad_x_task(  # type: ignore[no-untyped-def]
 @inlined
 def _copy_channels(n, y, o, outputs, c, across, filters, g):  # type: ignore[no-untyped-def]
     """Copy a row of OUTS channels of `across`, the last one again where there are no more, of every output."""
-    size, vectors, plane = vector.lanes(filters), vectors_of_row(filters, g), g.H * g.W
+    size, vectors = vector.lanes(filters), vectors_of_row(filters, g)
     for k in range(outputs):
         for u in range(OUTS):
             start = (((n * g.O + o + k) * g.C + min(c + u, g.C - 1)) * g.H + y) * g.W
@@ -255,15 +303,15 @@ def _spread(a, outputs, count, filters, grads, masks, starts, part, g):  # type:
                     (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4),
                     (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3),
                 )  # fmt: skip
-                _add_to_rows(sums[0:4], starts[start], part, g)
-                _add_to_rows(sums[4:8], starts[start + 1], part, g)
-                _add_to_rows(sums[8:12], starts[start + 2], part, g)
-                _add_to_rows(sums[12:16], starts[start + 3], part, g)
-                _add_to_rows(sums[16:20], starts[start + 4], part, g)
+                add_to_rows(sums[0:4], starts[start], part, g)
+                add_to_rows(sums[4:8], starts[start + 1], part, g)
+                add_to_rows(sums[8:12], starts[start + 2], part, g)
+                add_to_rows(sums[12:16], starts[start + 3], part, g)
+                add_to_rows(sums[16:20], starts[start + 4], part, g)
                 b += 5
             else:
                 sum_ = _over_outputs(filters_at, at, outputs, count, filters, grads, masks, (0, 0, 0, 0), (0, 1, 2, 3))
-                _add_to_rows(sum_, starts[start], part, g)
+                add_to_rows(sum_, starts[start], part, g)
                 b += 1
 
 
@@ -287,7 +335,16 @@ def _over_outputs(  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _add_to_rows(values, start, part, g):  # type: ignore[no-untyped-def]
+def add_row(part, first, sums, to, row):  # type: ignore[no-untyped-def]
+    """Add a row to another."""
+    size = vector.lanes(part)
+    for at in range(0, row, size):
+        vector.store(sums, to + at, vector.add(vector.load(sums, to + at), vector.load(part, first + at)))
+
+
+@inlined
+def add_to_rows(values, start, part, g):  # type: ignore[no-untyped-def]
+    """Add vectors to as many rows of `part`, from the same column on."""
     row = padded_row(part, g)
     at = vector.spaced(start, row, (0, 1, 2, 3))
     vector.store(part, at, vector.add(vector.load(part, at), values))

@@ -66,6 +66,12 @@ def end_shared(g):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def is_read_outside(g):  # type: ignore[no-untyped-def]
+    """Return whether taps of samples that are centred outside the image are read."""
+    return g.has_position_attention == 0 or g.position_residual != 0
+
+
+@inlined
 def centre_tap(g):  # type: ignore[no-untyped-def]
     return (g.kh - 1) // 2 * g.kw + (g.kw - 1) // 2
 
@@ -107,7 +113,7 @@ def form_samples(  # type: ignore[no-untyped-def]
         for a in range(g.samples):
             centre = y + to_sample(a, g)
             inside = 0 <= centre < g.H
-            read = inside or g.has_position_attention == 0 or g.position_residual != 0
+            read = inside or is_read_outside(g)
             for b in range(g.samples):
                 mask_at, left = (v * g.samples + b) * (g.kw + 1), v * size + to_sample(b, g)
                 centred = masks[mask_at + g.kw] if inside else 0
