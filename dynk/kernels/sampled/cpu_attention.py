@@ -18,7 +18,7 @@ from dynk.kernels.sampled.cpu_mix import (
     starts_of_samples,
     vectors_of_row,
 )
-from dynk.kernels.sampled.cpu_products import ROWS, add_row, add_to_rows, grads_size, load_grads
+from dynk.kernels.sampled.cpu_products import add_row, add_to_rows, grads_size, load_grads
 from dynk.kernels.sampled.cpu_rows import sample_geometry, tap_column, tap_row, to_sample
 from dynk.kernels.sampled.cpu_samples import (
     POSITION_RESIDUAL,
@@ -34,6 +34,9 @@ from dynk.kernels.sampled.cpu_samples import (
     taps_of,
 )
 from dynk.kernels.sampled.geometry import NONE
+
+# Rows of a task.
+ROWS = 32
 
 
 @inlined

@@ -64,9 +64,9 @@ def load_grads(  # type: ignore[no-untyped-def]
     plane, samples = g.H * g.W, g.samples * g.samples
     gain, residual = vector.broadcast(numbers, SHARE), vector.broadcast(numbers, SAMPLE_RESIDUAL)
     images = samples if g.reduce == NONE else 1
-    for v in range(vectors_of_row(grads, g)):
-        pixels, row = vector.between(0, g.W - v * size), y * g.W + v * size
-        for k in range(samples):
+    for k in range(samples):
+        for v in range(vectors_of_row(grads, g)):
+            pixels, row = vector.between(0, g.W - v * size), y * g.W + v * size
             image = n * images + (k if g.reduce == NONE else 0)
             start = vector.spaced(image * g.O * plane + row, plane, four)
             grad = vector.mul(gain, vector.load_where(grad_out, start, 1, pixels))
@@ -93,8 +93,8 @@ def weigh_centres(  # type: ignore[no-untyped-def]
     """
     size, four = vector.lanes(grads), vector.pick(outs, (0, 1, 2, 3))
     residual = vector.broadcast(numbers, POSITION_RESIDUAL)
-    for v in range(vectors_of_row(grads, g)):
-        for k in range(g.samples * g.samples):
+    for k in range(g.samples * g.samples):
+        for v in range(vectors_of_row(grads, g)):
             h, left = y + to_sample(k // g.samples, g), v * size + to_sample(k % g.samples, g)
             centred = vector.between(-left, g.W - left) if first <= h < end else 0
             at = (v * g.samples * g.samples + k) * count + slot
@@ -113,21 +113,21 @@ def weigh_centres(  # type: ignore[no-untyped-def]
 @inlined
 def store_grad_across(n, outs, y, rows, starts, grads, masks, grad_across, g):  # type: ignore[no-untyped-def]
     """Write a row of the gradient of `across` of OUTS outputs."""
-    for v in range(vectors_of_row(rows, g)):
-        c = 0
-        while c < g.C:
-            if c + 5 <= g.C:
+    c = 0
+    while c < g.C:
+        many = c + 5 <= g.C
+        for v in range(vectors_of_row(rows, g)):
+            if many:
                 _across_channels(
                     n, outs, y, v, c, rows, starts, grads, masks, grad_across, g,
                     (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4),
                     (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3),
                 )  # fmt: skip
-                c += 5
             else:
                 _across_channels(
                     n, outs, y, v, c, rows, starts, grads, masks, grad_across, g, (0, 0, 0, 0), (0, 1, 2, 3)
                 )
-                c += 1
+        c += 5 if many else 1
 
 
 @inlined

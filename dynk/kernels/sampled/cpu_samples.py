@@ -109,11 +109,11 @@ def form_samples(  # type: ignore[no-untyped-def]
     size, four = vector.lanes(samples), vector.pick(outs, (0, 1, 2, 3))
     residual = vector.broadcast(numbers, POSITION_RESIDUAL)
     start, end = first_shared(g), end_shared(g)
-    for v in range(vectors_of_row(samples, g)):
-        for a in range(g.samples):
-            centre = y + to_sample(a, g)
-            inside = 0 <= centre < g.H
-            read = inside or is_read_outside(g)
+    for a in range(g.samples):
+        centre = y + to_sample(a, g)
+        inside = 0 <= centre < g.H
+        read = inside or is_read_outside(g)
+        for v in range(vectors_of_row(samples, g)):
             for b in range(g.samples):
                 mask_at, left = (v * g.samples + b) * (g.kw + 1), v * size + to_sample(b, g)
                 centred = masks[mask_at + g.kw] if inside else 0
@@ -153,9 +153,9 @@ def attend_samples(n, outs, y, sample_attention, samples, numbers, g):  # type: 
     size, four = vector.lanes(samples), vector.pick(outs, (0, 1, 2, 3))
     residual = vector.broadcast(numbers, SAMPLE_RESIDUAL)
     plane, count = g.H * g.W, g.samples * g.samples
-    for v in range(vectors_of_row(samples, g)):
-        pixels = vector.between(0, g.W - v * size)
-        for k in range(count * g.has_sample_attention):
+    for k in range(count * g.has_sample_attention):
+        for v in range(vectors_of_row(samples, g)):
+            pixels = vector.between(0, g.W - v * size)
             here = vector.spaced((v * count + k) * OUTS * size, size, (0, 1, 2, 3))
             attention = vector.spaced((n * g.O * count + k) * plane + y * g.W + v * size, count * plane, four)
             weights = vector.add(vector.load_where(sample_attention, attention, 1, pixels), residual)
