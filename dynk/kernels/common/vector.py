@@ -190,7 +190,11 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 @lowered(vector_llvm.where, _as_second)
 def where(mask: Any, a: Any, b: Any) -> Any:
     """Return a in the lanes of the mask, b in the others."""
-    return _each(lambda a, b: np.where([mask >> lane & 1 for lane in range(a.size)], a, b), a, b)
+
+    def one(mask: Any, a: Any, b: Any) -> Any:
+        return np.where([mask >> lane & 1 for lane in range(a.size)], a, b)
+
+    return _each(one, mask, a, b)
 
 
 @lowered(vector_llvm.zipped, _as_second)

@@ -28,6 +28,7 @@ from dynk.kernels.sampled.cpu_samples import (
     form_samples,
     load_shared,
     outputs_from,
+    positions_size,
     reduce_samples,
     shared_size,
 )
@@ -104,12 +105,12 @@ def _forward_task(  # type: ignore[no-untyped-def]
     numbers, starts, masks = constants(x, g), starts_of_samples(x, g), masks_of_samples(x, g)
     rows, filters = image_rows(n, y, x, True, g), accumulators(x, filters_size(x, g))
     samples, shared = accumulators(x, mixed_size(x, g)), accumulators(x, shared_size(x, g))
-    outs = np.empty(OUTS, np.int64)
+    positions, outs = accumulators(x, positions_size(x, g)), np.empty(OUTS, np.int64)
     for o in range(0, g.O, OUTS):
         outputs_from(o, outs, g)
         load_shared(n, outs, y, within, shared, g)
         mix(n, outs, y, 0, g.H, across, rows, starts, filters, samples, g)
-        form_samples(n, outs, y, shared, position_attention, channel_sum, samples, masks, numbers, g)
+        form_samples(n, outs, y, shared, position_attention, channel_sum, positions, samples, starts, masks, numbers, g)
         attend_samples(n, outs, y, sample_attention, samples, numbers, g)
         if g.reduce == MAX:
             choose_samples(n, outs, y, samples, out, choice, g)

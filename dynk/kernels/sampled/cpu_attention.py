@@ -30,6 +30,7 @@ from dynk.kernels.sampled.cpu_samples import (
     is_read_outside,
     load_shared,
     outputs_from,
+    positions_size,
     shared_size,
     taps_of,
 )
@@ -73,6 +74,7 @@ def grad_attention_task(  # type: ignore[no-untyped-def]
     outs, row = np.empty(OUTS, np.int64), padded_row(x, g)
     part, wanted = accumulators(x, OUTS * row), grad_position_attention.size > 0
     sums = accumulators(x, g.kh * g.kw * (h1 - h0) * OUTS * row if wanted else 0)
+    positions = accumulators(x, positions_size(x, g))
     outputs_from(o, outs, g)
     for y in range(g.H):
         first, end = y + to_sample(0, g), y + to_sample(g.samples - 1, g)
@@ -91,7 +93,9 @@ def grad_attention_task(  # type: ignore[no-untyped-def]
                         sums, g,
                     )  # fmt: skip
         if grad_sample_attention.size > 0:
-            form_samples(n, outs, y, shared, position_attention, channel_sum, samples, taps_inside, numbers, g)
+            form_samples(
+                n, outs, y, shared, position_attention, channel_sum, positions, samples, starts, taps_inside, numbers, g
+            )
             _store_grad_samples(n, outs, y, h0, h1, grad_out, samples, masks, grad_sample_attention, numbers, g)
     if wanted:
         size = vector.lanes(x)

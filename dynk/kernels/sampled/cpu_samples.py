@@ -11,7 +11,7 @@ import numpy as np
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, load, store
-from dynk.kernels.sampled.cpu_mix import OUTS, vectors_of_row
+from dynk.kernels.sampled.cpu_mix import OUTS, padded_row, vectors_of_row
 from dynk.kernels.sampled.cpu_rows import CHAIN, larger, sample_geometry, share, tap_column, tap_row, to_sample
 from dynk.kernels.sampled.geometry import NONE
 
@@ -102,16 +102,35 @@ def taps_of(n, k, y, outs, g):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def positions_size(like, g):  # type: ignore[no-untyped-def]
+    return g.has_position_attention * g.kh * g.kw * OUTS * padded_row(like, g)
+
+
+@inlined
+def load_positions(n, outs, h, position_attention, positions, numbers, g):  # type: ignore[no-untyped-def]
+    """Copy a row of the image's attention of positions, which is the residual alone outside the image."""
+    size, row, four = vector.lanes(positions), padded_row(positions, g), vector.pick(outs, (0, 1, 2, 3))
+    residual = vector.broadcast(numbers, POSITION_RESIDUAL)
+    for k in range(g.has_position_attention * g.kh * g.kw):
+        for x in range(0, row, size):
+            inside = vector.between(size - x, g.W + size - x) if 0 <= h < g.H else 0
+            start = vector.shift(taps_of(n, k, h, four, g), x - size)
+            weights = vector.add(vector.load_where(position_attention, start, 1, inside), residual)
+            vector.store(positions, vector.spaced(k * OUTS * row + x, row, (0, 1, 2, 3)), weights)
+
+
+@inlined
 def form_samples(  # type: ignore[no-untyped-def]
-    n, outs, y, shared, position_attention, channel_sum, samples, masks, numbers, g
+    n, outs, y, shared, position_attention, channel_sum, positions, samples, starts, masks, numbers, g
 ):
     """Turn the sums over channels in `samples` into the samples, before their attention."""
-    size, four = vector.lanes(samples), vector.pick(outs, (0, 1, 2, 3))
-    residual = vector.broadcast(numbers, POSITION_RESIDUAL)
+    size = vector.lanes(samples)
+    row = padded_row(samples, g)
     start, end = first_shared(g), end_shared(g)
     for a in range(g.samples):
         centre = y + to_sample(a, g)
         inside = 0 <= centre < g.H
+        load_positions(n, outs, centre, position_attention, positions, numbers, g)
         read = inside or is_read_outside(g)
         for v in range(vectors_of_row(samples, g)):
             for b in range(g.samples):
@@ -122,9 +141,8 @@ def form_samples(  # type: ignore[no-untyped-def]
                 if inside and g.has_across != 0:
                     mixed = vector.load(samples, here)
                     if g.has_position_attention != 0:
-                        attention = vector.shift(taps_of(n, centre_tap(g), centre, four, g), left)
-                        weights = vector.load_where(position_attention, attention, 1, centred)
-                        mixed = vector.mul(vector.add(weights, residual), mixed)
+                        weights = centre_tap(g) * OUTS * row + starts[v * g.samples + b]
+                        mixed = vector.mul(vector.load(positions, vector.spaced(weights, row, (0, 1, 2, 3))), mixed)
                     total = vector.where(centred, mixed, total)
                 for first in range(start, end if read else start, CHAIN):
                     chain = vector.zeros(samples, (0, 1, 2, 3))
@@ -139,9 +157,8 @@ def form_samples(  # type: ignore[no-untyped-def]
                         at = vector.spaced((k * vectors_of_row(samples, g) + v) * OUTS * size, size, (0, 1, 2, 3))
                         filters = vector.load(shared, at)
                         if g.has_position_attention != 0:
-                            attention = vector.shift(taps_of(n, k, centre, four, g), left)
-                            weights = vector.load_where(position_attention, attention, 1, centred)
-                            filters = vector.mul(vector.add(weights, residual), filters)
+                            weights = vector.spaced(k * OUTS * row + starts[v * g.samples + b], row, (0, 1, 2, 3))
+                            filters = vector.mul(vector.load(positions, weights), filters)
                         chain = vector.where(mask, vector.fma(filters, values, chain), chain)
                     total = vector.add(chain, total)
                 vector.store(samples, here, total)
