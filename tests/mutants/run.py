@@ -32,6 +32,7 @@ _HANG = 10
 Selection = tuple[str, ...]
 
 _OPERATORS, _FAMILIES, _CUDA = "tests/test_operators.py", "tests/test_decoupled.py", "tests/test_cuda_c.py"
+_SAMPLED_FAMILY = "tests/test_sampled.py"
 _EQUATIONS = "equal and reference"
 _CPU: tuple[Selection, ...] = (
     (_OPERATORS, "-k", "smoke and cpu-float32"),
@@ -41,6 +42,14 @@ _CPU: tuple[Selection, ...] = (
     (_OPERATORS, "-k", "smoke and (cpu-float64 or cpu-float16)"),
     (_FAMILIES, "-k", "cpu-float64"),
     (_OPERATORS, "-k", "poison and cpu-float32 and not upsample"),
+)
+_SAMPLED: tuple[Selection, ...] = (
+    (_OPERATORS, "-k", "smoke and cpu-float32 and (ls_dfn or dynamic_filter)"),
+    (_OPERATORS, "-k", f"{_EQUATIONS} and cpu-float32 and (ls_dfn or dynamic_filter)"),
+    (_SAMPLED_FAMILY, "-k", "cpu-float32"),
+    (_OPERATORS, "-k", "only_needed and cpu-float32 and (ls_dfn or dynamic_filter)"),
+    (_OPERATORS, "-k", "smoke and (cpu-float64 or cpu-float16) and (ls_dfn or dynamic_filter)"),
+    (_OPERATORS, "-k", "poison and cpu-float32 and (ls_dfn or dynamic_filter)"),
 )
 _FILTERS: tuple[Selection, ...] = (
     (_CUDA, "-k", "own_group or pixels or channels"),
@@ -54,6 +63,10 @@ _NORM: tuple[Selection, ...] = (
 )
 # By the end of a source's name: what runs against its mutants, one after the other.
 STAGES: dict[str, tuple[Selection, ...]] = {
+    **{
+        f"sampled/cpu{part}.py": _SAMPLED
+        for part in ("", "_attention", "_dynamic", "_mix", "_products", "_rows", "_samples")
+    },
     ".py": _CPU,
     "kernels.cu": _FILTERS,
     "filter_norm.cu": _NORM,

@@ -57,7 +57,7 @@ def lanes(array: Any) -> Any:
 
 
 @extending.register_jitable
-def between(first, last):  # type: ignore[no-untyped-def]
+def between(first: Any, last: Any) -> Any:
     """Return the mask of the lanes first <= l < last; both may lie outside the vector."""
     first, last = max(first, 0), max(last, 0)
     return 0 if last <= first else (1 << min(last, 32)) - (1 << first)
