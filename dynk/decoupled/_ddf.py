@@ -72,7 +72,8 @@ def ddf(
 
     Notes
     -----
-    Sums are formed in float32 (float64 for float64) and rounded once. No memory besides the output is used.
+    Sums are formed in float32 (float64 for float64) and rounded once. No memory besides the output is used but, on the
+    CPU, a table of at most 1024 * (kh*kw + 5) integers for each thread.
 
     References
     ----------
@@ -132,8 +133,10 @@ def ddf_backward(
     Notes
     -----
     Gradients are deterministic: the same call on the same device gives the same bits. Sums over pixels and channels are
-    formed in stages. The workspace, in the accumulation type, is 2*kw rows of Wo numbers for each thread on the CPU and
-    at most 1/64 of the size of `x` on CUDA.
+    formed in stages. The workspace, in the accumulation type, is at most 1/64 of the size of `x` on CUDA. On the CPU it
+    is for each thread the filter gradients of a band of positions (up to 7x7 taps: some 400 kB) and the table that
+    `ddf` uses, and, where an image has several bands, a channel filter gradient for each: at most kh*kw/512 of the
+    size of `x`.
 
     Examples
     --------

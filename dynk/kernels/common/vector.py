@@ -25,6 +25,9 @@ from dynk.kernels.common.dtypes import narrow, widen
 from dynk.kernels.common.numeric import DTYPE_OF_STORAGE
 from dynk.kernels.common.vector_llvm import LANES, lowered, vector_of
 
+# Numba is typed in part only.
+register_jitable: Any = extending.register_jitable
+
 
 def _each(function: Callable[..., Any], *arguments: Any) -> Any:
     """Apply a function of numbers or vectors to tuples of them too."""
@@ -56,7 +59,7 @@ def lanes(array: Any) -> Any:
     return LANES["float64" if array.dtype == np.float64 else "float32"]
 
 
-@extending.register_jitable
+@register_jitable
 def between(first: Any, last: Any) -> Any:
     """Return the mask of the lanes first <= l < last; both may lie outside the vector."""
     first, last = max(first, 0), max(last, 0)
@@ -112,13 +115,13 @@ def load(array: Any, i: Any) -> Any:
 def load_where(array: Any, i: Any, step: Any, mask: Any) -> Any:
     """Return every `step`-th element from `i` on, 0 in the lanes that `mask` excludes."""
 
-    def read(i: Any) -> Any:
+    def read(i: Any, mask: Any) -> Any:
         chosen, elements = _chosen(array, i, step, mask)
         result = np.zeros(lanes(array), _accumulator(array))
         result[chosen] = widen(array[elements], _dtype(array))
         return result
 
-    return _each(read, i)
+    return _each(read, i, mask)
 
 
 @lowered(vector_llvm.store, _nothing)
@@ -131,11 +134,11 @@ def store(array: Any, i: Any, value: Any) -> None:
 def store_where(array: Any, i: Any, step: Any, value: Any, mask: Any) -> None:
     """Write every `step`-th element from `i` on, in the lanes that `mask` includes."""
 
-    def write(i: Any, value: Any) -> None:
+    def write(i: Any, value: Any, mask: Any) -> None:
         chosen, elements = _chosen(array, i, step, mask)
         array[elements] = narrow(value[chosen].astype(np.float64), _dtype(array))
 
-    _each(write, i, value)
+    _each(write, i, value, mask)
 
 
 def _accumulator(array: Any) -> type:
@@ -143,7 +146,7 @@ def _accumulator(array: Any) -> type:
 
 
 def _dtype(array: Any) -> str:
-    return DTYPE_OF_STORAGE.get(array.dtype, array.dtype.name)
+    return DTYPE_OF_STORAGE.get(array.dtype, str(array.dtype))
 
 
 def _chosen(array: Any, i: Any, step: Any, mask: Any) -> tuple[Any, Any]:
@@ -190,11 +193,7 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 @lowered(vector_llvm.where, _as_second)
 def where(mask: Any, a: Any, b: Any) -> Any:
     """Return a in the lanes of the mask, b in the others."""
-
-    def one(mask: Any, a: Any, b: Any) -> Any:
-        return np.where([mask >> lane & 1 for lane in range(a.size)], a, b)
-
-    return _each(one, mask, a, b)
+    return _each(lambda mask, a, b: np.where([mask >> lane & 1 for lane in range(a.size)], a, b), mask, a, b)
 
 
 @lowered(vector_llvm.zipped, _as_second)

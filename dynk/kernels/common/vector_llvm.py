@@ -18,7 +18,7 @@ LANES = {"float32": 16, "float64": 8}  # 64 bytes
 _WORD = ir.IntType(64)
 
 
-class VectorType(types.Type):  # type: ignore[misc]
+class VectorType(types.Type):
     """Numba's type of a vector."""
 
     def __init__(self, dtype: Any) -> None:
@@ -33,9 +33,9 @@ class VectorType(types.Type):  # type: ignore[misc]
 
 
 @extending.register_model(VectorType)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, kind.ir)
+        super().__init__(manager, kind, kind.ir)  # type: ignore[no-untyped-call]
 
 
 def lowered(generate: Callable[..., Any], result: Callable[..., Any], packed: bool = False) -> Callable[[Any], Any]:
@@ -89,8 +89,9 @@ def _word(kind: Any) -> Any:
     """Return the type in which an argument is passed: integers as machine words."""
     if isinstance(kind, types.Integer):
         return types.intp
-    if isinstance(kind, types.BaseTuple) and isinstance(kind[0], types.Integer):
-        return types.UniTuple(types.intp, len(kind))
+    members: Any = getattr(kind, "types", ())
+    if isinstance(kind, types.BaseTuple) and isinstance(members[0], types.Integer):
+        return types.UniTuple(types.intp, len(members))
     return kind
 
 
@@ -221,14 +222,14 @@ def zeros(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
 
 def broadcast(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     array = kinds[0]
-    _check(context, builder, array, *values, ir.Constant(_WORD, 1), ir.Constant(_WORD, 1))
+    _check(context, builder, array, values[0], values[1], ir.Constant(_WORD, 1), ir.Constant(_WORD, 1))
     element = builder.load(_pointer(context, builder, array, *values))
     return _widened(builder, array, _spread(builder, element, vector_of(array).lanes))
 
 
 def load(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     array = kinds[0]
-    _check(context, builder, array, *values, ir.Constant(_WORD, 1), ir.Constant(_WORD, -1))
+    _check(context, builder, array, values[0], values[1], ir.Constant(_WORD, 1), ir.Constant(_WORD, -1))
     loaded = builder.load(_vector_pointer(context, builder, array, *values), align=_storage(array)[2])
     return _widened(builder, array, loaded)
 
@@ -286,7 +287,7 @@ def masked(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
 
 
 def pick(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
-    _check(context, builder, kinds[0], *values, ir.Constant(_WORD, 1), ir.Constant(_WORD, 1))
+    _check(context, builder, kinds[0], values[0], values[1], ir.Constant(_WORD, 1), ir.Constant(_WORD, 1))
     return builder.load(_pointer(context, builder, kinds[0], *values))
 
 
@@ -303,7 +304,8 @@ def mul(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
 
 
 def fma(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
-    kind = values[0].type  # not llvm.fma, which is a call to a slow function where the processor has no such instruction
+    # Not llvm.fma, which is a call to a slow function where the processor has no such instruction.
+    kind = values[0].type
     name = "f64" if isinstance(kind.element, ir.DoubleType) else "f32"
     return _call(builder, f"llvm.fmuladd.v{kind.count}{name}", kind, list(values))
 

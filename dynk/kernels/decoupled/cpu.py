@@ -1,9 +1,12 @@
 """Numba CPU kernels of the filter operators; those of `filter_norm` are in `cpu_norm`.
 
 Every entry point splits its work into tasks by the geometry alone, never by the number of threads, and every result is
-formed by one task in a fixed order: results do not depend on the number of threads. Inner loops run along rows, with
-the columns where a tap is inside the image known beforehand, so that LLVM vectorises them without fast-math. A sum of
-more than CHAIN terms is formed in stages.
+formed by one task in a fixed order: results do not depend on the number of threads. Inner loops are explicit vectors:
+`cpu_sweep` says what a vector of positions reads, `cpu_sums` sums over taps, `cpu_products` forms the gradients of the
+filters. A sum of more than CHAIN terms is formed in stages.
+
+Workspace: for each thread the tables of one band (`vectors_of`) and, for the gradients of the filters, the band's sums
+over channels; besides, one gradient of the channel filters for each band where there are several.
 """
 
 from __future__ import annotations
@@ -26,11 +29,6 @@ from dynk.kernels.decoupled.cpu_sweep import (
 )
 
 __all__ = ["ddf_backward", "ddf_forward", "filter_norm_backward", "filter_norm_forward"]
-
-CHAIN = 64
-# A task of the forward kernel: few enough rows and channels for many tasks, enough channels for each filter row read.
-ROWS = 16
-CHANNELS = 32
 
 
 @kernel
@@ -63,9 +61,7 @@ def ddf_backward(  # type: ignore[no-untyped-def]
         merging = grad_channel.size > 0 and bands > 1
         parts = accumulators(x, bands * grad_channel.size if merging else 0)
         for task in prange(g.N * s.bands * s.blocks):
-            _filters_task(
-                np.int64(task), grad_out, x, spatial, channel, grad_spatial, grad_channel, parts, geometry
-            )
+            _filters_task(np.int64(task), grad_out, x, spatial, channel, grad_spatial, grad_channel, parts, geometry)
         if merging:
             for n in prange(g.N):
                 merge_parts(np.int64(n), bands, parts, grad_channel, filter_geometry(geometry))

@@ -24,6 +24,7 @@ from dynk.kernels.decoupled.cpu_sweep import (
     WHOLE,
     Split,
     ceil,
+    reach_of,
     split,
     vectors_of,
 )
@@ -110,6 +111,10 @@ def _add_channels(  # type: ignore[no-untyped-def]
 ):
     """Add the products of four channels or one to the sums of every tap."""
     filter_taps, vectors = g.kh * g.kw, fields.size // FIELDS
+    reach, image = reach_of(taps) + vector.lanes(x), n * g.C + c
+    inside = sweep.value_step == 1 and g.scale == 1
+    inside = inside and image * g.H * g.W >= reach and (image + 4) * g.H * g.W + reach <= x.size
+    inside = inside and (image + 4) * g.Ho * g.Wo + vector.lanes(x) <= grad_out.size
     for pq in range(g.scale * g.scale):
         for first in range(0, vectors, CHAIN):
             last = min(first + CHAIN, vectors)
@@ -121,7 +126,7 @@ def _add_channels(  # type: ignore[no-untyped-def]
                         fields, masks, sweep, taps, g
                     )  # fmt: skip
                     k += 1
-                elif k + 3 > filter_taps or sweep.value_step != 1 or g.scale != 1:
+                elif k + 3 > filter_taps or not inside:
                     _add_four(
                         first, last, n, c, pq, k, (0, 1, 2, 3), (0, 0, 0, 0), (0,), grad_out, x, spatial, channel, rows,
                         sums, unit, fields, masks, sweep, taps, g
@@ -130,8 +135,8 @@ def _add_channels(  # type: ignore[no-untyped-def]
                 else:
                     _add_twelve(
                         first, last, n, c, pq, k, (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3),
-                        (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2), (0, 1, 2), grad_out, x, spatial, channel, rows, sums, unit,
-                        fields, masks, sweep, taps, g
+                        (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2), (0, 1, 2), grad_out, x, spatial, channel, rows, sums,
+                        unit, fields, masks, sweep, taps, g
                     )  # fmt: skip
                     k += 3
 
@@ -141,7 +146,7 @@ def _add_products(side_by_side: bool):  # type: ignore[no-untyped-def]
 
     It takes the vectors first <= v < last of sub-pixel pq. `of_channels` and `of_taps` number the channel, from c on,
     and the tap, from k on, of each product; `numbers` are the numbers of the taps. `side_by_side` is for values and
-    results without steps between them.
+    results without steps between them that lie so far inside their arrays that all lanes may be read.
     """
 
     @inlined
@@ -183,10 +188,12 @@ def _add_products(side_by_side: bool):  # type: ignore[no-untyped-def]
             else:
                 positions = vector.between(0, fields[v * FIELDS + COUNT])
                 mask = vector.pick(masks, vector.spaced(v * count + k, 1, of_taps))
-                terms = vector.mul(
-                    vector.load_where(grad_out, vector.shift(grads, result), scale, positions),
-                    vector.load_where(x, vector.shift(values, value), step, mask),
-                )
+                if side_by_side:
+                    grad = vector.load(grad_out, vector.shift(grads, result))
+                    terms = vector.mul(grad, vector.load(x, vector.shift(values, value)))
+                else:
+                    grad = vector.load_where(grad_out, vector.shift(grads, result), scale, positions)
+                    terms = vector.mul(grad, vector.load_where(x, vector.shift(values, value), step, mask))
                 if product:
                     after = vector.fma(vector.load_where(spatial, here, 1, mask), terms, total)
                 else:

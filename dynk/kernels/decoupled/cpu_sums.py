@@ -15,6 +15,7 @@ from dynk.kernels.decoupled.cpu_sweep import (
     VALUE,
     WEIGHT,
     WHOLE,
+    reach_of,
     vectors_of,
 )
 
@@ -45,6 +46,7 @@ def sum_band(  # type: ignore[no-untyped-def]
     fields, masks = vectors_of(sweep, taps, first, last, vector.lanes(values))
     share, count = g.C // g.G, taps.size // TAP
     fast = combination(g) == PRODUCT and sweep.value_step == 1
+    reach = reach_of(taps) + vector.lanes(values)
     c = c0
     while c < c1:
         room = min(c1, (c // share + 1) * share) - c  # channels that share a spatial filter
@@ -52,10 +54,11 @@ def sum_band(  # type: ignore[no-untyped-def]
             _sums(n, c, (0,), values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g)
             c += 1
             continue
-        pack = (0, 1, 2, 3)
-        if fast and count == 9:
+        pack, start = (0, 1, 2, 3), (n * g.C + c) * planes[0]
+        inside = start >= reach and start + 4 * planes[0] + reach <= values.size
+        if fast and inside and count == 9:
             _sums_3x3(n, c, pack, values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g)
-        elif fast and count == 25:
+        elif fast and inside and count == 25:
             _sums_5x5(n, c, pack, values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g)
         else:
             _sums(n, c, pack, values, spatial, channel, result, fields, masks, sweep, taps, sub_pixels, planes, g)
@@ -65,7 +68,8 @@ def sum_band(  # type: ignore[no-untyped-def]
 def _channel_sums(unrolled: int):  # type: ignore[no-untyped-def]
     """Return a function that forms the sums of a pack of channels.
 
-    With `unrolled` it is for so many taps, products of both filters and values side by side; with 0 for anything.
+    With `unrolled` it is for so many taps, products of both filters, values side by side and planes that lie so far
+    inside their array that taps beyond the border may be read, though not used; with 0 for anything.
     """
 
     @inlined
@@ -108,7 +112,8 @@ def _channel_sums(unrolled: int):  # type: ignore[no-untyped-def]
                     else:
                         for k in range(first, min(count, first + CHAIN)):
                             mask, before = masks[v * count + k], chain
-                            x = vector.load_where(values, vector.shift(starts, taps[k * TAP + VALUE]), step, mask)
+                            at = vector.shift(starts, taps[k * TAP + VALUE])
+                            x = vector.load(values, at) if unrolled > 0 else vector.load_where(values, at, step, mask)
                             here, weight = d + taps[k * TAP + FILTER], vector.shift(w, taps[k * TAP + WEIGHT])
                             if mode == CHANNEL:
                                 chain = vector.fma(vector.broadcast(channel, weight), x, chain)

@@ -168,6 +168,15 @@ def vectors_of(sweep, taps, first, last, size):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def reach_of(taps):  # type: ignore[no-untyped-def]
+    """Return how many elements from its position a tap stands at most."""
+    reach = 0
+    for k in range(taps.size // TAP):
+        reach = max(reach, abs(taps[k * TAP + VALUE]))
+    return reach
+
+
+@inlined
 def _limits(sweep, taps):  # type: ignore[no-untyped-def]
     """Return for each tap the first column at which it is inside, and the first at which it is no longer."""
     limits = np.empty(taps.size // TAP * 2, np.int64)
@@ -184,7 +193,7 @@ def _is_whole(sweep, taps, a, b, size):  # type: ignore[no-untyped-def]
     inside = b + size <= sweep.columns
     for k in range(taps.size // TAP):
         dy, dx = taps[k * TAP + DY], taps[k * TAP + DX]
-        inside = inside and 0 <= y + dy < sweep.height and 0 <= x + dx and last + dx < sweep.width
+        inside = inside and 0 <= y + dy < sweep.height and x + dx >= 0 and last + dx < sweep.width
     return inside
 
 

@@ -1,0 +1,128 @@
+"""The vectors of the CPU kernels: compiled code and plain Python agree on every operation and storage type."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+
+from dynk.kernels.common import vector
+from dynk.kernels.common.dtypes import FLOATS, STORAGE, narrow, widen
+
+SIZE = 128
+MASKS = {"none": 0, "first": 1, "some": 0b10110, "edge": 0b11111100, "all": -1}
+
+each_dtype = pytest.mark.parametrize("dtype", FLOATS)
+each_mask = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+
+
+def numbers(dtype, seed=0):
+    """Return small integers, of which every sum of products is exact in every type."""
+    values = np.random.default_rng(seed).integers(-4, 5, SIZE)
+    return narrow(values.astype(np.float64), dtype)
+
+
+def agree(function, *arrays):
+    """Run a function compiled and as plain Python on copies of the arrays; return the arrays."""
+    results = []
+    for run in (numba.njit(function), function):
+        copies = [a.copy() if isinstance(a, np.ndarray) else a for a in arrays]
+        run(*copies)
+        results.append(copies)
+    for compiled, plain in zip(*results, strict=True):
+        np.testing.assert_array_equal(compiled, plain)
+    return results[0]
+
+
+def arithmetic(a, b, out, mask):
+    starts = (0, vector.lanes(a))
+    x, y = vector.load(a, starts), vector.broadcast(b, vector.shift(starts, 1))
+    z = vector.load(b, vector.spaced(2, 16, (0, 1)))
+    done = vector.fma(x, y, vector.where(mask, vector.add(x, z), vector.mul(x, z)))
+    vector.store(out, starts, done)
+    single = vector.dot(x, y, (vector.zeros(a, 0),))[0]
+    vector.store(out, 32, vector.add(single, vector.zipped(x[0], x[1], 0)))
+    vector.store(out, 48, vector.zipped(x[0], x[1], 1))
+    out[64] = out[65] if vector.total(single) > 0 else out[66]
+
+
+@each_dtype
+@each_mask
+def test_arithmetic(dtype, mask):
+    a, b = numbers(dtype), numbers(dtype, 1)
+    out = agree(arithmetic, a, b, numbers(dtype, 2), mask)[2]
+    size = vector.lanes(a)
+    x, y, z = (widen(v, dtype)[:size] for v in (a, b, b[2:]))
+    chosen = np.array([mask >> lane & 1 for lane in range(size)], bool)
+    expected = x * y[1] + np.where(chosen, x + z, x * z)
+    np.testing.assert_array_equal(widen(out, dtype)[:size], expected)
+
+
+def masked(source, out, step, mask):
+    vector.store_where(out, 3, step, vector.load_where(source, 5, step, mask), mask)
+
+
+@each_dtype
+@each_mask
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_masks_and_steps(dtype, mask, step):
+    source, before = numbers(dtype), numbers(dtype, 1)
+    out = agree(masked, source, before, step, mask)[1]
+    expected = before.copy()
+    for lane in range(vector.lanes(source)):
+        if mask >> lane & 1:
+            expected[3 + lane * step] = source[5 + lane * step]
+    np.testing.assert_array_equal(out, expected)
+
+
+def tail(source, out, count):
+    mask = vector.between(0, count)
+    vector.store_where(out, out.size - count, 1, vector.load_where(source, source.size - count, 1, mask), mask)
+
+
+@each_dtype
+def test_lanes_beyond_an_array_are_not_touched(dtype):
+    agree(tail, numbers(dtype), numbers(dtype, 1), 3)
+
+
+def left_out(source, out, mask):
+    x = vector.load(source, 0)
+    vector.store(out, 0, vector.where(mask, vector.fma(x, x, x), vector.zeros(source, 0)))
+
+
+@each_dtype
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_a_mask_excludes_does_not_leak(dtype, value):
+    source = numbers(dtype)
+    source[1] = narrow(np.array([value]), dtype)[0]
+    out = agree(left_out, source, numbers(dtype), ~2)[1]
+    assert np.isfinite(widen(out, dtype)).all()
+
+
+@each_dtype
+def test_stores_round_as_scalars_do(dtype):
+    accumulator = np.float64 if dtype == "float64" else np.float32
+    rng = np.random.default_rng(0)
+    values = np.append(rng.standard_normal(13), [np.nan, np.inf, 1e-42]).astype(accumulator)
+
+    def convert(values, out):
+        for start in range(0, 16, vector.lanes(values)):
+            vector.store(out, start, vector.load(values, start))
+
+    out = agree(convert, values, np.zeros(16, STORAGE[dtype]))[1]
+    np.testing.assert_array_equal(widen(out, dtype), widen(narrow(values.astype(np.float64), dtype), dtype))
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "lanes"), [(0, 3, {0, 1, 2}), (-5, 1, {0}), (2, 2, set()), (4, 3, set()), (14, 40, {14, 15})]
+)
+def test_between(first, last, lanes):
+    for function in (vector.between, numba.njit(lambda a, b: vector.between(a, b))):
+        assert {lane for lane in range(16) if function(first, last) >> lane & 1} == lanes
+
+
+def test_plain_python_checks_its_indices():
+    with pytest.raises(IndexError, match="vector: elements"):
+        vector.load(np.zeros(20, np.float32), 5)
+    with pytest.raises(IndexError, match="vector: elements"):
+        vector.store_where(np.zeros(20, np.float32), -1, 1, np.zeros(16, np.float32), 1)
