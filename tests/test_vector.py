@@ -126,3 +126,13 @@ def test_plain_python_checks_its_indices():
         vector.load(np.zeros(20, np.float32), 5)
     with pytest.raises(IndexError, match="vector: elements"):
         vector.store_where(np.zeros(20, np.float32), -1, 1, np.zeros(16, np.float32), 1)
+
+
+@numba.njit
+def _of_both(masks):  # type: ignore[no-untyped-def]
+    return vector.masked(vector.pick(masks, (0, 1)), masks[2])
+
+
+def test_masked_keeps_the_lanes_that_are_in_both():
+    masks = np.array([0b1100, 0b1010, 0b0110], np.int64)
+    assert _of_both(masks) == vector.masked((0b1100, 0b1010), 0b0110) == (0b0100, 0b0010)

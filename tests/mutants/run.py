@@ -33,7 +33,7 @@ Selection = tuple[str, ...]
 
 _OPERATORS, _FAMILIES, _CUDA = "tests/test_operators.py", "tests/test_decoupled.py", "tests/test_cuda_c.py"
 _COMMON, _TILED = "tests/test_cuda_common.py", "tests/test_cuda_tiles.py"
-_SAMPLED = "tests/test_cuda_sampled.py"
+_SAMPLED, _CUDA_SAMPLED = "tests/test_sampled.py", "tests/test_cuda_sampled.py"
 _EQUATIONS = "equal and reference"
 _CPU: tuple[Selection, ...] = (
     (_OPERATORS, "-k", "smoke and cpu-float32"),
@@ -43,6 +43,14 @@ _CPU: tuple[Selection, ...] = (
     (_OPERATORS, "-k", "smoke and (cpu-float64 or cpu-float16)"),
     (_FAMILIES, "-k", "cpu-float64"),
     (_OPERATORS, "-k", "poison and cpu-float32 and not upsample"),
+)
+_CPU_SAMPLES: tuple[Selection, ...] = (
+    (_OPERATORS, "-k", "smoke and cpu-float32 and (ls_dfn or dynamic_filter)"),
+    (_OPERATORS, "-k", f"{_EQUATIONS} and cpu-float32 and (ls_dfn or dynamic_filter)"),
+    (_SAMPLED, "-k", "cpu-float32"),
+    (_OPERATORS, "-k", "only_needed and cpu-float32 and (ls_dfn or dynamic_filter)"),
+    (_OPERATORS, "-k", "smoke and (cpu-float64 or cpu-float16) and (ls_dfn or dynamic_filter)"),
+    (_OPERATORS, "-k", "poison and cpu-float32 and (ls_dfn or dynamic_filter)"),
 )
 _FILTERS: tuple[Selection, ...] = (
     (_CUDA, "-k", "own_group or pixels or channels"),
@@ -60,13 +68,17 @@ _NORM: tuple[Selection, ...] = (
     (_CUDA, "-k", "norm or filters_are_summed or 64_bit"),
 )
 _SAMPLES: tuple[Selection, ...] = (
-    (_SAMPLED, "-k", "absent_arguments or needed"),
-    (_SAMPLED, "-k", "several and float32 or largest or misaligned"),
-    (_SAMPLED, "-k", "reference and float32"),
-    (_SAMPLED,),
+    (_CUDA_SAMPLED, "-k", "absent_arguments or needed"),
+    (_CUDA_SAMPLED, "-k", "several and float32 or largest or misaligned"),
+    (_CUDA_SAMPLED, "-k", "reference and float32"),
+    (_CUDA_SAMPLED,),
 )
 # By the end of a source's name: what runs against its mutants, one after the other.
 STAGES: dict[str, tuple[Selection, ...]] = {
+    **{
+        f"sampled/cpu{part}.py": _CPU_SAMPLES
+        for part in ("", "_attention", "_dynamic", "_mix", "_products", "_rows", "_samples")
+    },
     ".py": _CPU,
     "kernels.cu": _FILTERS,
     "tiles.cu": _TILES,

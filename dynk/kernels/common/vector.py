@@ -84,6 +84,12 @@ def pick(array: Any, i: Any) -> Any:
     return _each(lambda i: array[i], i)
 
 
+@lowered(vector_llvm.masked, _index)
+def masked(mask: Any, other: Any) -> Any:
+    """Return the mask of the lanes that are in both."""
+    return _each(lambda mask, other: mask & other, mask, other)
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 

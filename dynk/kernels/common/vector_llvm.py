@@ -282,6 +282,10 @@ def shift(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return builder.add(*values)
 
 
+def masked(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    return builder.and_(*values)
+
+
 def pick(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     _check(context, builder, kinds[0], values[0], values[1], ir.Constant(_WORD, 1), ir.Constant(_WORD, 1))
     return builder.load(_pointer(context, builder, kinds[0], *values))

@@ -75,34 +75,6 @@ def add_products(row, r, a, a0, b, b0, count):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def add_four_products(row, r, a, a0, a_step, b, b0, b_step, count):  # type: ignore[no-untyped-def]
-    """Add four products a * b, `a_step` and `b_step` apart, to `count` elements of a row in one pass over it."""
-    for k in range(count):
-        first = load(a, a0 + k) * load(b, b0 + k)
-        second = load(a, a0 + a_step + k) * load(b, b0 + b_step + k)
-        third = load(a, a0 + 2 * a_step + k) * load(b, b0 + 2 * b_step + k)
-        fourth = load(a, a0 + 3 * a_step + k) * load(b, b0 + 3 * b_step + k)
-        store(row, r + k, load(row, r + k) + ((first + second) + (third + fourth)))
-
-
-@inlined
-def add_attended(row, r, a, a0, attention, p, residual, b, b0, count):  # type: ignore[no-untyped-def]
-    """Add a * (attention + residual) * b to `count` elements of a row."""
-    plus = row.dtype.type(residual)
-    for k in range(count):
-        weight = load(a, a0 + k) * (load(attention, p + k) + plus)
-        store(row, r + k, load(row, r + k) + weight * load(b, b0 + k))
-
-
-@inlined
-def weigh(row, r, attention, p, residual, count):  # type: ignore[no-untyped-def]
-    """Multiply `count` elements of a row by attention + residual."""
-    plus = row.dtype.type(residual)
-    for k in range(count):
-        store(row, r + k, load(row, r + k) * (load(attention, p + k) + plus))
-
-
-@inlined
 def stage(terms, row, total):  # type: ignore[no-untyped-def]
     """Count one more term of a chain; move a full chain from `row` to `total` first."""
     if terms > 0 and terms % CHAIN == 0:

@@ -1,30 +1,31 @@
-"""One row of one sample of LS-DFN on the CPU.
+"""Samples of LS-DFN on the CPU, of a row of pixels and OUTS outputs at once.
 
 All of the kernel but `across` is the same for all input channels and is applied to their sum, which is made first. The
-attention of the positions comes from the pixel at the centre of a sample: taps of one row of outputs are split where
-these centres leave the image.
+attention of the positions comes from the pixel at the centre of a sample.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
-from dynk.kernels.common.numeric import fill, load, store
-from dynk.kernels.sampled.cpu_rows import (
-    add_attended,
-    add_four_products,
-    add_products,
-    end_inside,
-    first_inside,
-    merge,
-    sample_geometry,
-    stage,
-    tap_column,
-    tap_row,
-    to_sample,
-    weigh,
-)
+from dynk.kernels.common.numeric import accumulators, load, store
+from dynk.kernels.sampled.cpu_mix import OUTS, padded_row, vectors_of_row
+from dynk.kernels.sampled.cpu_rows import CHAIN, larger, sample_geometry, share, tap_column, tap_row, to_sample
+from dynk.kernels.sampled.geometry import NONE
+
+# Numbers that kernels need in all lanes of a vector.
+SAMPLE_RESIDUAL, POSITION_RESIDUAL, SHARE, CONSTANTS = range(4)
+
+
+@inlined
+def constants(like, g):  # type: ignore[no-untyped-def]
+    """Return the numbers that are read with `vector.broadcast`."""
+    array = accumulators(like, CONSTANTS)
+    array[SAMPLE_RESIDUAL], array[POSITION_RESIDUAL] = g.sample_residual, g.position_residual
+    array[SHARE] = share(g)
+    return array
 
 
 @inlined
@@ -41,128 +42,180 @@ def channel_sum_task(task, x, channel_sum, geometry):  # type: ignore[no-untyped
 
 
 @inlined
-def sample_row(  # type: ignore[no-untyped-def]
-    n, a, b, o, y, x, across, shared, position_attention, channel_sum, row, total, g
+def outputs_from(o, outs, g):  # type: ignore[no-untyped-def]
+    """Set the numbers of OUTS outputs from o on; the last one again where there are no more."""
+    for k in range(OUTS):
+        outs[k] = min(o + k, g.O - 1)
+
+
+@inlined
+def shared_size(like, g):  # type: ignore[no-untyped-def]
+    return g.kh * g.kw * vectors_of_row(like, g) * OUTS * vector.lanes(like)
+
+
+@inlined
+def first_shared(g):  # type: ignore[no-untyped-def]
+    """Return the first tap that sees the channel sum."""
+    return 0 if g.has_within != 0 else centre_tap(g)
+
+
+@inlined
+def end_shared(g):  # type: ignore[no-untyped-def]
+    """Return the end of the taps that see the channel sum."""
+    return g.kh * g.kw if g.has_within != 0 else centre_tap(g) + g.kernel_residual
+
+
+@inlined
+def is_read_outside(g):  # type: ignore[no-untyped-def]
+    """Return whether taps of samples that are centred outside the image are read."""
+    return g.has_position_attention == 0 or g.position_residual != 0
+
+
+@inlined
+def centre_tap(g):  # type: ignore[no-untyped-def]
+    return (g.kh - 1) // 2 * g.kw + (g.kw - 1) // 2
+
+
+@inlined
+def load_shared(n, outs, y, within, shared, g):  # type: ignore[no-untyped-def]
+    """Copy a row of what the kernel holds for all input channels alike: `within`, and 1/C at the centre."""
+    size, vectors, four = vector.lanes(shared), vectors_of_row(shared, g), vector.pick(outs, (0, 1, 2, 3))
+    residual = accumulators(shared, 2)
+    residual[1] = 1.0 / g.C
+    for k in range(first_shared(g), end_shared(g)):
+        for v in range(vectors):
+            added = vector.broadcast(residual, g.kernel_residual if k == centre_tap(g) else 0)
+            to = vector.spaced((k * vectors + v) * OUTS * size, size, (0, 1, 2, 3))
+            if g.has_within != 0:
+                start = vector.shift(taps_of(n, k, y, four, g), v * size)
+                own = vector.load_where(within, start, 1, vector.between(0, g.W - v * size))
+                vector.store(shared, to, vector.add(own, added))
+            else:
+                vector.store(shared, to, vector.add(vector.zeros(shared, to), added))
+
+
+@inlined
+def taps_of(n, k, y, outs, g):  # type: ignore[no-untyped-def]
+    """Return where row y of tap k of some outputs starts in `within` and the attention of positions."""
+    taps = g.kh * g.kw
+    return vector.spaced((n * g.O * taps + k) * g.H * g.W + y * g.W, taps * g.H * g.W, outs)
+
+
+@inlined
+def positions_size(like, g):  # type: ignore[no-untyped-def]
+    return g.has_position_attention * g.kh * g.kw * OUTS * padded_row(like, g)
+
+
+@inlined
+def load_positions(n, outs, h, position_attention, positions, numbers, g):  # type: ignore[no-untyped-def]
+    """Copy a row of the image's attention of positions, which is the residual alone outside the image."""
+    size, row, four = vector.lanes(positions), padded_row(positions, g), vector.pick(outs, (0, 1, 2, 3))
+    residual = vector.broadcast(numbers, POSITION_RESIDUAL)
+    for k in range(g.has_position_attention * g.kh * g.kw):
+        for x in range(0, row, size):
+            inside = vector.between(size - x, g.W + size - x) if 0 <= h < g.H else 0
+            start = vector.shift(taps_of(n, k, h, four, g), x - size)
+            weights = vector.add(vector.load_where(position_attention, start, 1, inside), residual)
+            vector.store(positions, vector.spaced(k * OUTS * row + x, row, (0, 1, 2, 3)), weights)
+
+
+@inlined
+def form_samples(  # type: ignore[no-untyped-def]
+    n, outs, y, shared, position_attention, channel_sum, positions, samples, starts, masks, numbers, g
 ):
-    """Form one row of sample (a, b) before its attention."""
-    fill(row, 0)
-    centre, dx = y + to_sample(a, g), to_sample(b, g)
-    first, end = centres(centre, dx, g)
-    terms = 0
-    if g.has_across != 0 and first < end:
-        mix(n, o, y, centre, dx, first, end, x, across, row, total, g)
-        if g.has_position_attention != 0:
-            attention = within_row(n, o, (g.kh - 1) // 2, (g.kw - 1) // 2, centre, g) + dx
-            weigh(row, first, position_attention, attention + first, g.position_residual, end - first)
-        terms = 1
-    for i in range(g.kh):
-        h = centre + tap_row(i, g)
-        if h < 0 or h >= g.H:
-            continue
-        for j in range(g.kw):
-            if is_shared(i, j, g):
-                terms = stage(terms, row, total)
-                image = (n * g.H + h) * g.W + dx + tap_column(j, g)
-                add_tap(
-                    row, 0, i, j, shared, (i * g.kw + j) * g.W, channel_sum, image, position_attention, n, o, centre,
-                    dx, 0, g.W, g,
-                )  # fmt: skip
-    merge(terms, row, total)
+    """Turn the sums over channels in `samples` into the samples, before their attention."""
+    size = vector.lanes(samples)
+    row = padded_row(samples, g)
+    start, end = first_shared(g), end_shared(g)
+    for a in range(g.samples):
+        centre = y + to_sample(a, g)
+        inside = 0 <= centre < g.H
+        load_positions(n, outs, centre, position_attention, positions, numbers, g)
+        read = inside or is_read_outside(g)
+        for v in range(vectors_of_row(samples, g)):
+            for b in range(g.samples):
+                mask_at, left = (v * g.samples + b) * (g.kw + 1), v * size + to_sample(b, g)
+                centred = masks[mask_at + g.kw] if inside else 0
+                here = vector.spaced(((v * g.samples + a) * g.samples + b) * OUTS * size, size, (0, 1, 2, 3))
+                total = vector.zeros(samples, (0, 1, 2, 3))
+                if inside and g.has_across != 0:
+                    mixed = vector.load(samples, here)
+                    if g.has_position_attention != 0:
+                        weights = centre_tap(g) * OUTS * row + starts[v * g.samples + b]
+                        mixed = vector.mul(vector.load(positions, vector.spaced(weights, row, (0, 1, 2, 3))), mixed)
+                    total = vector.where(centred, mixed, total)
+                for first in range(start, end if read else start, CHAIN):
+                    chain = vector.zeros(samples, (0, 1, 2, 3))
+                    for k in range(first, min(first + CHAIN, end)):
+                        i, j = k // g.kw, k % g.kw
+                        h = centre + tap_row(i, g)
+                        if h < 0 or h >= g.H:
+                            continue
+                        mask = masks[mask_at + j]
+                        image = (n * g.H + h) * g.W + left + tap_column(j, g)
+                        values = vector.load_where(channel_sum, image, 1, mask)
+                        at = vector.spaced((k * vectors_of_row(samples, g) + v) * OUTS * size, size, (0, 1, 2, 3))
+                        filters = vector.load(shared, at)
+                        if g.has_position_attention != 0:
+                            weights = vector.spaced(k * OUTS * row + starts[v * g.samples + b], row, (0, 1, 2, 3))
+                            filters = vector.mul(vector.load(positions, weights), filters)
+                        chain = vector.where(mask, vector.fma(filters, values, chain), chain)
+                    total = vector.add(chain, total)
+                vector.store(samples, here, total)
 
 
 @inlined
-def mix(n, o, y, centre, dx, first, end, x, across, row, total, g):  # type: ignore[no-untyped-def]
-    """Sum across * x over the channels, at the centre of a sample, for the pixels from `first` to `end`."""
-    terms = 0
-    fours, plane = g.C // 4 * 4, g.H * g.W
-    for c in range(0, fours, 4):
-        terms = stage(terms, row, total) + 3
-        image = ((n * g.C + c) * g.H + centre) * g.W + dx + first
-        add_four_products(row, first, across, across_row(n, o, c, y, g) + first, plane, x, image, plane, end - first)
-    for c in range(fours, g.C):
-        terms = stage(terms, row, total)
-        image = ((n * g.C + c) * g.H + centre) * g.W + dx + first
-        add_products(row, first, across, across_row(n, o, c, y, g) + first, x, image, end - first)
-    merge(terms, row, total)
+def attend_samples(n, outs, y, sample_attention, samples, numbers, g):  # type: ignore[no-untyped-def]
+    """Multiply samples by their attention."""
+    size, four = vector.lanes(samples), vector.pick(outs, (0, 1, 2, 3))
+    residual = vector.broadcast(numbers, SAMPLE_RESIDUAL)
+    plane, count = g.H * g.W, g.samples * g.samples
+    for k in range(count * g.has_sample_attention):
+        for v in range(vectors_of_row(samples, g)):
+            pixels = vector.between(0, g.W - v * size)
+            here = vector.spaced((v * count + k) * OUTS * size, size, (0, 1, 2, 3))
+            attention = vector.spaced((n * g.O * count + k) * plane + y * g.W + v * size, count * plane, four)
+            weights = vector.add(vector.load_where(sample_attention, attention, 1, pixels), residual)
+            vector.store(samples, here, vector.mul(vector.load(samples, here), weights))
 
 
 @inlined
-def add_tap(  # type: ignore[no-untyped-def]
-    row, r, i, j, a, a0, b, b0, position_attention, n, o, centre, dx, first, stop, g
-):
-    """Add a * attention * b at r + k, for those of the pixels k from `first` to `stop` whose tap (i, j) is read.
-
-    `centre` is the row of the samples' centres, dx to the right of the pixels.
-    """
-    to_tap = dx + tap_column(j, g)
-    lo, hi = max(first, first_inside(to_tap)), min(stop, end_inside(g.W, to_tap))
-    if g.has_position_attention == 0:
-        add_products(row, r + lo, a, a0 + lo, b, b0 + lo, hi - lo)
-        return
-    start, end = centres(centre, dx, g)
-    mid_lo = min(max(lo, start), hi)
-    mid_hi = max(mid_lo, min(hi, end))
-    if g.position_residual != 0:
-        add_products(row, r + lo, a, a0 + lo, b, b0 + lo, mid_lo - lo)
-        add_products(row, r + mid_hi, a, a0 + mid_hi, b, b0 + mid_hi, hi - mid_hi)
-    attention = within_row(n, o, i, j, centre, g) + dx
-    add_attended(
-        row, r + mid_lo, a, a0 + mid_lo, position_attention, attention + mid_lo, g.position_residual, b, b0 + mid_lo,
-        mid_hi - mid_lo,
-    )  # fmt: skip
+def reduce_samples(n, outs, y, samples, out, numbers, g):  # type: ignore[no-untyped-def]
+    """Write a row of outputs: the sum or mean of their samples, or these themselves."""
+    size, four = vector.lanes(samples), vector.pick(outs, (0, 1, 2, 3))
+    plane, gain = g.H * g.W, vector.broadcast(numbers, SHARE)
+    for v in range(vectors_of_row(samples, g)):
+        pixels = vector.between(0, g.W - v * size)
+        total = vector.zeros(samples, (0, 1, 2, 3))
+        for a in range(g.samples):
+            part = vector.zeros(samples, (0, 1, 2, 3))
+            for b in range(g.samples):
+                k = a * g.samples + b
+                here = vector.spaced((v * g.samples * g.samples + k) * OUTS * size, size, (0, 1, 2, 3))
+                value = vector.load(samples, here)
+                if g.reduce == NONE:
+                    image = (n * g.samples * g.samples + k) * g.O * plane + y * g.W + v * size
+                    vector.store_where(out, vector.spaced(image, plane, four), 1, value, pixels)
+                part = vector.add(value, part)
+            total = vector.add(part, total)
+        if g.reduce != NONE:
+            to = vector.spaced(n * g.O * plane + y * g.W + v * size, plane, four)
+            vector.store_where(out, to, 1, vector.mul(gain, total), pixels)
 
 
 @inlined
-def load_shared(n, o, y, i0, i1, within, shared, g):  # type: ignore[no-untyped-def]
-    """Load a row of what kernel rows i0 to i1 hold for all input channels alike: `within`, and 1/C at the centre."""
-    zero = shared.dtype.type(0)
-    for i in range(i0, i1):
-        for j in range(g.kw):
-            residual = zero
-            if g.kernel_residual != 0 and is_centre(i, j, g):
-                residual = shared.dtype.type(1.0 / g.C)
-            at, start = (i * g.kw + j) * g.W, within_row(n, o, i, j, y, g)
-            for k in range(g.W):
-                own = load(within, start + k) if g.has_within != 0 else zero
-                store(shared, at + k, own + residual)
-
-
-@inlined
-def centres(row, dx, g):  # type: ignore[no-untyped-def]
-    """Return the first and the end of the pixels whose samples, in `row`, dx to the right, are centred in the image."""
-    if row < 0 or row >= g.H:
-        return 0, 0
-    return first_inside(dx), end_inside(g.W, dx)
-
-
-@inlined
-def is_shared(i, j, g):  # type: ignore[no-untyped-def]
-    """Return whether a tap sees the channel sum."""
-    return g.has_within != 0 or (g.kernel_residual != 0 and is_centre(i, j, g))
-
-
-@inlined
-def is_shared_row(i, g):  # type: ignore[no-untyped-def]
-    return is_shared(i, (g.kw - 1) // 2, g)
-
-
-@inlined
-def is_centre(i, j, g):  # type: ignore[no-untyped-def]
-    return i == (g.kh - 1) // 2 and j == (g.kw - 1) // 2
-
-
-@inlined
-def across_row(n, o, c, y, g):  # type: ignore[no-untyped-def]
-    return (((n * g.O + o) * g.C + c) * g.H + y) * g.W
-
-
-@inlined
-def within_row(n, o, i, j, y, g):  # type: ignore[no-untyped-def]
-    """Return where the row y of a tap starts in `within` and the attention of positions."""
-    return ((((n * g.O + o) * g.kh + i) * g.kw + j) * g.H + y) * g.W
-
-
-@inlined
-def sample_attention_row(n, a, b, o, y, g):  # type: ignore[no-untyped-def]
-    """Return where the row y of a sample starts in the attention of samples."""
-    return ((((n * g.O + o) * g.samples + a) * g.samples + b) * g.H + y) * g.W
+def choose_samples(n, outs, y, samples, out, choice, g):  # type: ignore[no-untyped-def]
+    """Write the largest samples of a row of outputs, or say which they are: that of the two which is not empty."""
+    size = vector.lanes(samples)
+    for k in range(OUTS):
+        to = ((n * g.O + outs[k]) * g.H + y) * g.W
+        for x in range(g.W):
+            start = (x // size * g.samples * g.samples * OUTS + k) * size + x % size
+            best = 0
+            for other in range(1, g.samples * g.samples):
+                if larger(load(samples, start + other * OUTS * size), load(samples, start + best * OUTS * size)):
+                    best = other
+            if out.size > 0:
+                store(out, to + x, load(samples, start + best * OUTS * size))
+            if choice.size > 0:
+                choice[to + x] = best
