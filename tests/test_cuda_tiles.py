@@ -156,19 +156,22 @@ def test_alignment_changes_no_bit(dtype: str, k: int, pixels: int) -> None:
     arrays = [numpy_view(array, dtype) for array in call.arrays]
     grad_out = numpy_view(normal(dtype, 1, *call.plan.out_shape)[0], dtype)
 
-    def results(place: Any, place_result: Any) -> list[bytes]:
-        cuda = EmulatedCupy(DDF)
-        given = [place(array) for array in arrays]
-        out = place_result(np.zeros_like(arrays[0]))
-        gradients = [place_result(np.zeros_like(array)) for array in arrays]
+    def results(*off: str) -> list[bytes]:
+        def place(array: Any, name: str) -> Any:
+            return misaligned(array) if name in off else np.array(array)
+
+        cuda, names = EmulatedCupy(DDF), DDF.arrays
+        given = [place(*pair) for pair in zip(arrays, names, strict=True)]
+        out = place(np.zeros_like(arrays[0]), "out")
+        gradients = [place(np.zeros_like(array), f"grad_{name}") for array, name in zip(arrays, names, strict=True)]
         cupy_raw.ddf_forward(cuda, call.plan, *given, out)
-        cupy_raw.ddf_backward(cuda, call.plan, place(grad_out), *given, *gradients)
+        cupy_raw.ddf_backward(cuda, call.plan, place(grad_out, "grad_out"), *given, *gradients)
         assert not any("ddf_forward" in name for name in cuda.launched)
         return [np.asarray(result).tobytes() for result in (out, *gradients)]
 
-    expected = results(np.array, np.array)
-    assert results(misaligned, np.array) == expected
-    assert results(np.array, misaligned) == expected
+    expected = results()
+    for name in ("x", "spatial", "channel", "grad_out", "out", "grad_x", "grad_spatial", "grad_channel"):
+        assert results(name) == expected, name
 
 
 @emulation
