@@ -50,6 +50,13 @@ def check(call: Call, grad_out: Any) -> list[str]:
     return [name for name in cuda.launched if not name.startswith("sum_partials")]
 
 
+@pytest.fixture(params=["idle", "busy"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of few channels, as launched while a device is idle, and of as many as there may be."""
+    if request.param == "busy":
+        monkeypatch.setattr(cupy_raw_tiles, "BUSY", 1)
+
+
 # ---- against the reference -------------------------------------------------------------------------------------------
 
 
@@ -88,6 +95,7 @@ def test_tiles_equal_reference(dtype: str, k: int, pixels: int, data: st.DataObj
 
 
 @emulation
+@pytest.mark.usefixtures("device")
 @each_kind
 @pytest.mark.parametrize("combine", ["mul", "add"])
 def test_normal_numbers_in_many_tiles_and_blocks_of_channels(dtype: str, k: int, pixels: int, combine: str) -> None:
@@ -96,6 +104,7 @@ def test_normal_numbers_in_many_tiles_and_blocks_of_channels(dtype: str, k: int,
 
 
 @emulation
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("channels", [1, 16, 33])
 def test_normal_numbers_in_blocks_of_channels_that_are_full_or_not(channels: int) -> None:
     call = filters_call(DDF, "float32", 1, channels, 1, 16, 16, 3)
