@@ -48,8 +48,8 @@ def operations(case: Case, direction: str) -> int:
 
 
 def windows(problem: Problem, rng: np.random.Generator) -> Iterator[Window]:
-    """Yield nothing: the cases are small enough to be checked whole."""
-    return iter(())
+    """Yield the whole: the reference sums the channels first too, which takes it seconds."""
+    yield Window(problem.arrays, problem.grad_out, dict.fromkeys(problem.results, (..., ...)))
 
 
 # ---- formulas, written once for both frameworks ----------------------------------------------------------------------
