@@ -118,6 +118,29 @@ def test_sums_of_several_chains(lane: Lane, image: Any, kernel: Any, combine: st
 
 
 @each_lane
+@pytest.mark.parametrize(
+    ("image", "kernel", "stride"),
+    [((2, 6, 51, 70), 7, 1), ((2, 12, 9, 11), 3, 2), ((2, 12, 9, 11), 5, 3), ((2, 12, 9, 11), 3, 1)],
+    ids=["bands", "stride 2", "stride 3", "channels"],
+)
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_many_channels_and_large_planes(lane: Lane, image: Any, kernel: int, stride: int, combine: str) -> None:
+    """Kernels take several channels at once, and cut a large plane into parts whose sums must not mix."""
+    N, C, H, W = image
+    anchors = -(-H // stride), -(-W // stride)
+    arrays = (
+        normal(lane.dtype, *image),
+        normal(lane.dtype, N, 2, kernel, kernel, *anchors),
+        normal(lane.dtype, N, C, kernel, kernel),
+    )
+    call = Call(DDF, arrays, {"combine": combine, "stride": stride})
+    assert_close(lane.forward(call), *call.expected_forward())
+    grad_out = normal(lane.dtype, N, C, *anchors, seed=1)
+    for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
+        assert_close(gradient, want, terms)
+
+
+@each_lane
 def test_a_tap_outside_the_image_is_not_read(lane: Lane) -> None:
     """NaN and infinity in the filters show which taps are: those of the border must not be multiplied by 0."""
     x = normal(lane.dtype, 1, 2, 4, 33)
