@@ -292,6 +292,28 @@ def test_gradients_of_parameters_are_summed_in_parts(lane: Lane) -> None:
 
 
 @each_lane
+@pytest.mark.parametrize(
+    ("scale", "shift"),
+    [
+        ((3, 1, 1, 1, 1), (3, 1, 1, 1, 1)),
+        ((3, 2, 2, 1, 1), (3, 2, 2, 1, 1)),
+        ((9, 41), (9, 41)),
+        ((2, 3, 2, 1, 9, 41), (1,)),
+        ((1, 2, 1, 1), (2, 2, 1, 41)),
+    ],
+)
+def test_spatial_filters_side_by_side(lane: Lane, scale: tuple[int, ...], shift: tuple[int, ...]) -> None:
+    """Whole runs of them and a rest, where some have equal taps; parameters of groups, taps and places."""
+    f = normal(lane.dtype, 2, 3, 2, 2, 9, 41)
+    f[:, :, :, :, 2, 3:7] = f[0, 0, 0, 0, 0, 0]
+    call = Call(FILTER_NORM, (f, normal(lane.dtype, *scale), normal(lane.dtype, *shift, seed=1)), {"axes": (2, 3)})
+    assert_close(lane.forward(call), *call.expected_forward())
+    grad_out = normal(lane.dtype, *f.shape, seed=1)
+    for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
+        assert_close(gradient, want, terms)
+
+
+@each_lane
 def test_as_many_dimensions_as_there_may_be(lane: Lane) -> None:
     """None of which can be merged with its neighbour, since scale varies along every other one."""
     f, scale = normal(lane.dtype, 2, 2, 3, 2, 2, 3, 2, 2), normal(lane.dtype, 2, 1, 3, 1, 2, 1, 1, 1)

@@ -117,7 +117,7 @@ def filter_norm_backward(
     -----
     Gradients are deterministic: the same call on the same device gives the same bits. Those of scale and shift take a
     workspace of partial sums, at most 1/64 of the size of `f`, and on CUDA two numbers per filter; the CPU needs a few
-    rows of 64 numbers for each thread besides.
+    rows of 64 numbers and the sums of 256 filters for each thread besides.
 
     Examples
     --------

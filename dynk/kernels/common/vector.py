@@ -23,7 +23,7 @@ from numba import extending, types
 from dynk.kernels.common import numeric, vector_llvm
 from dynk.kernels.common.dtypes import narrow, widen
 from dynk.kernels.common.numeric import DTYPE_OF_STORAGE
-from dynk.kernels.common.vector_llvm import LANES, lowered, vector_of
+from dynk.kernels.common.vector_llvm import LANES, doubles_of, lowered, vector_of
 
 # Numba is typed in part only.
 register_jitable: Any = extending.register_jitable
@@ -111,6 +111,24 @@ def load(array: Any, i: Any) -> Any:
     return load_where(array, i, 1, -1)
 
 
+@lowered(vector_llvm.load_doubles, doubles_of)
+def load_doubles(array: Any, i: Any) -> Any:
+    """Return the elements from `i` on in float64, whatever the array's type."""
+    size = LANES["float64"]
+
+    def read(i: Any) -> Any:
+        _, elements = _chosen(array, i, 1, (1 << size) - 1)
+        return np.asarray(widen(array[elements], _dtype(array)), np.float64)
+
+    return _each(read, i)
+
+
+@lowered(vector_llvm.doubles, doubles_of)
+def doubles(number: Any, i: Any) -> Any:
+    """Return a float64 number in every lane, in the form in which `load_doubles(array, i)` returns elements."""
+    return _each(lambda _: np.full(LANES["float64"], number), i)
+
+
 @lowered(vector_llvm.load_where, vector_of)
 def load_where(array: Any, i: Any, step: Any, mask: Any) -> Any:
     """Return every `step`-th element from `i` on, 0 in the lanes that `mask` excludes."""
@@ -126,8 +144,12 @@ def load_where(array: Any, i: Any, step: Any, mask: Any) -> Any:
 
 @lowered(vector_llvm.store, _nothing)
 def store(array: Any, i: Any, value: Any) -> None:
-    """Write the elements from `i` on, rounded once to the storage type."""
-    store_where(array, i, 1, value, -1)
+    """Write the elements from `i` on, rounded to the storage type."""
+
+    def write(i: Any, value: Any) -> None:
+        store_where(array, i, 1, value, (1 << value.size) - 1)
+
+    _each(write, i, value)
 
 
 @lowered(vector_llvm.store_where, _nothing)
@@ -182,6 +204,24 @@ def add(a: Any, b: Any) -> Any:
 def mul(a: Any, b: Any) -> Any:
     """Return a * b."""
     return _each(_ieee(np.multiply), a, b)
+
+
+@lowered(vector_llvm.div, _as_second)
+def div(a: Any, b: Any) -> Any:
+    """Return a / b."""
+    return _each(_ieee(np.divide), a, b)
+
+
+@lowered(vector_llvm.sqrt, lambda a: a)
+def sqrt(a: Any) -> Any:
+    """Return the square root of a."""
+    return _each(_ieee(np.sqrt), a)
+
+
+@lowered(vector_llvm.unless_zero, _as_second)
+def unless_zero(b: Any, a: Any) -> Any:
+    """Return a, but 0 in the lanes where b is 0."""
+    return _each(lambda b, a: np.where(b == 0, 0.0, a), b, a)
 
 
 @lowered(vector_llvm.fma, _as_second)

@@ -115,6 +115,11 @@ def vector_of(array: Any, *_: Any) -> Any:
     return VectorType(types.float64 if array.dtype == types.float64 else types.float32)
 
 
+def doubles_of(*_: Any) -> Any:
+    """Return the type of vectors of float64."""
+    return VectorType(types.float64)
+
+
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
@@ -153,8 +158,10 @@ def _pointer(context: Any, builder: Any, array: Any, data: Any, i: Any) -> Any:
     return builder.gep(context.make_array(array)(context, builder, data).data, [i])
 
 
-def _vector_pointer(context: Any, builder: Any, array: Any, data: Any, i: Any) -> Any:
-    return builder.bitcast(_pointer(context, builder, array, data, i), _storage(array)[0].as_pointer())
+def _vector_pointer(context: Any, builder: Any, array: Any, data: Any, i: Any, count: int = 0) -> Any:
+    kind = _storage(array)[0]
+    kind = ir.VectorType(kind.element, count or kind.count)
+    return builder.bitcast(_pointer(context, builder, array, data, i), kind.as_pointer())
 
 
 def _pointers(context: Any, builder: Any, array: Any, data: Any, i: Any, step: Any) -> Any:
@@ -180,6 +187,11 @@ def _check(context: Any, builder: Any, array: Any, data: Any, i: Any, step: Any,
             context.call_conv.return_user_exc(builder, IndexError, ("vector: index out of bounds",))
 
 
+def _lanes_of(count: int) -> Any:
+    """Return the mask of all lanes of a vector."""
+    return ir.Constant(_WORD, (1 << count) - 1)
+
+
 def _widened(builder: Any, array: Any, value: Any) -> Any:
     """Convert stored elements to the accumulator type."""
     count = value.type.count
@@ -195,6 +207,8 @@ def _widened(builder: Any, array: Any, value: Any) -> Any:
 def _narrowed(builder: Any, array: Any, value: Any) -> Any:
     """Round accumulators to the storage type, to nearest and ties to even."""
     count = value.type.count
+    if isinstance(value.type.element, ir.DoubleType) and array.dtype != types.float64:
+        value = builder.fptrunc(value, ir.VectorType(ir.FloatType(), count))
     shorts = ir.VectorType(ir.IntType(16), count)
     if array.dtype == types.int16:
         return builder.bitcast(builder.fptrunc(value, ir.VectorType(ir.HalfType(), count)), shorts)
@@ -229,9 +243,21 @@ def broadcast(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
 
 def load(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     array = kinds[0]
-    _check(context, builder, array, values[0], values[1], ir.Constant(_WORD, 1), ir.Constant(_WORD, -1))
+    _check(context, builder, array, values[0], values[1], ir.Constant(_WORD, 1), _lanes_of(vector_of(array).lanes))
     loaded = builder.load(_vector_pointer(context, builder, array, *values), align=_storage(array)[2])
     return _widened(builder, array, loaded)
+
+
+def load_doubles(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    array, kind = kinds[0], doubles_of()
+    _check(context, builder, array, values[0], values[1], ir.Constant(_WORD, 1), _lanes_of(kind.lanes))
+    pointer = _vector_pointer(context, builder, array, values[0], values[1], kind.lanes)
+    loaded = _widened(builder, array, builder.load(pointer, align=_storage(array)[2]))
+    return loaded if array.dtype == types.float64 else builder.fpext(loaded, kind.ir)
+
+
+def doubles(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    return _spread(builder, values[0], doubles_of().lanes)
 
 
 def load_where(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
@@ -255,8 +281,8 @@ def load_where(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
 
 def store(context: Any, builder: Any, kinds: Any, values: Any) -> None:
     array, (data, i, value) = kinds[0], values
-    _check(context, builder, array, data, i, ir.Constant(_WORD, 1), ir.Constant(_WORD, -1))
-    pointer = _vector_pointer(context, builder, array, data, i)
+    _check(context, builder, array, data, i, ir.Constant(_WORD, 1), _lanes_of(value.type.count))
+    pointer = _vector_pointer(context, builder, array, data, i, value.type.count)
     builder.store(_narrowed(builder, array, value), pointer, align=_storage(array)[2])
 
 
@@ -301,6 +327,22 @@ def add(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
 
 def mul(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return builder.fmul(*values)
+
+
+def div(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    return builder.fdiv(*values)
+
+
+def sqrt(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    (a,) = values
+    name = "f64" if isinstance(a.type.element, ir.DoubleType) else "f32"
+    return _call(builder, f"llvm.sqrt.v{a.type.count}{name}", a.type, [a])
+
+
+def unless_zero(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    b, a = values
+    zero = ir.Constant(a.type, None)
+    return builder.select(builder.fcmp_ordered("==", b, zero), zero, a)
 
 
 def fma(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
