@@ -14,6 +14,7 @@ not from the code that checks it.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterable
@@ -424,7 +425,8 @@ def overlap(call: Call) -> str | None:
         if not names or target in call.corrupted:
             return None
         name = call.rng.choice(names)
-        call.keywords["out"] = call.arrays[name] = call.contiguous(call.out_shape)
+        call.keywords["out"] = memory = call.contiguous(call.out_shape)
+        call.arrays[name] = memory[::-1] if call.kind == "NumPy" and call.rng.random() < 0.5 else memory
         call.corrupted.append(name)
         return call.corrupt(target, f"is {name}")
     target = "grads"
@@ -452,6 +454,8 @@ def needs(call: Call) -> str | None:
         ["\0"],
         fuzz_values.Raising(),
         (name for name in ("weight",)),
+        itertools.repeat(first),
+        itertools.count(),
         np.array([1]),
         [first.upper()],
         True,

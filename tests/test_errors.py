@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 from unittest import mock
 
@@ -351,6 +352,21 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "filter_norm: out must not share memory with another array of the call",
     ),
+    "out overlaps a strided input": (
+        lambda: _overlapping_transposed(ones(3, 3)),
+        ValueError,
+        "filter_norm: out must not share memory with another array of the call",
+    ),
+    "out overlaps a strided tensor": (
+        lambda: _overlapping_transposed(torch.ones(3, 3)),
+        ValueError,
+        "filter_norm: out must not share memory with another array of the call",
+    ),
+    "grads overlap an input, which others would be copied beside": (
+        lambda: _overlapping_beside(1 << 40),
+        ValueError,
+        "filter_norm_backward: grads.scale must not share memory with another array of the call",
+    ),
     "out negated": (
         lambda: dynk.filter_norm(torch.ones(3, 3), axes=(0, 1), out=torch._neg_view(torch.ones(3, 3))),
         ValueError,
@@ -402,6 +418,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "ddf_backward: needs must be a collection of argument names, got [0]",
     ),
+    "needs without end": (
+        ddf_backward(needs=repeat("x")),
+        ValueError,
+        "ddf_backward: needs must have at most 64 names, got more in repeat('x')",
+    ),
     "needs unknown": (
         ddf_backward(needs=["weight"]),
         ValueError,
@@ -444,6 +465,16 @@ WRONG: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 def _overlapping(shift: int) -> Any:
     memory = ones(10)
     return dynk.filter_norm(memory[:-1].reshape(3, 3), axes=(0, 1), out=memory[shift:].reshape(3, 3))
+
+
+def _overlapping_transposed(memory: Any) -> Any:
+    return dynk.filter_norm(memory.T, axes=(0, 1), out=memory)
+
+
+def _overlapping_beside(size: int) -> Any:
+    """Ask for a result in the memory of `scale`, with other arrays of more bytes than there are, all in one place."""
+    filters, scale = np.broadcast_to(np.float32(0), (size, 3, 3)), ones(3, 3)
+    return dynk.filter_norm_backward(filters, filters, scale, axes=(1, 2), grads=(None, scale, None))
 
 
 @pytest.fixture
