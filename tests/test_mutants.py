@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(256, 1) f(const T* __restrict__ x, T* out) {
             "if (threadIdx.x < 8) out[threadIdx.x] = x[1] * T(b);",
             "if (threadIdx.x < 8) out[threadIdx.x] = x[0] + T(b);",
         ),
-        *("if (threadIdx.x < 8) out[threadIdx.x] = y[0] * T(b);", "if (threadIdx.x < 8) ;"),
+        "if (threadIdx.x < 8) ;",
     ]
     assert changes(tmp_path, "toy.cu", code) == {("__syncthreads();", ";"), *((line, new) for new in several)}
 
@@ -94,7 +94,8 @@ def steps(n):
     return n
 
 def pixels(H):
-    return H * 3
+    W = H * 3
+    return W
 """
 TOY_TEST = """from toy import largest, pixels, steps
 
@@ -132,7 +133,7 @@ def test_verdicts(tmp_path: Path) -> None:
     assert results["if value > top:", "if value >= top:"] == SURVIVED  # the same largest value
     assert results["if value > top:", "if value <= top:"] == KILLED
     assert results["n -= 1", "n = 1"] == TIMEOUT
-    assert results["return H * 3", "return W * 3"] == INVALID  # there is no W
+    assert results["W = H * 3", "W = W * 3"] == INVALID  # there is no W yet
     assert (tmp_path / "tests" / "toy.py").read_text() == TOY
 
 

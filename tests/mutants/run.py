@@ -7,6 +7,8 @@ emulator.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import re
@@ -42,25 +44,27 @@ _NORM_TESTS = (
 )
 
 
-def _cpu(operators: str, family: str, its_tests: str, long: str, last: str) -> tuple[Selection, ...]:
-    """Return the tests of operators on the CPU in float32, then in other types, then what takes long, but for some."""
+def _cpu(operators: str, quick: str, family: str, its_tests: str, long: str, some: str) -> tuple[Selection, ...]:
+    """Return the tests of operators on the CPU: in float32, in other types, some of those that take long."""
     own = f"cpu-float32 and ({operators})"
     return (
-        (_OPERATORS, "-k", f"equal and reference and {own}"),
+        (_OPERATORS, "-k", f"{quick} and {own}"),
+        (_OPERATORS, "-k", f"(smoke or equal and reference) and not ({quick}) and {own}"),
         (family, "-k", f"cpu-float32 and ({its_tests}) and not {long}"),
-        (_OPERATORS, "-k", f"smoke and {own}"),
         (_OPERATORS, "-k", f"only_needed and {own} and not upsample"),
         (_OPERATORS, "-k", f"smoke and (cpu-float64 or cpu-float16) and ({operators})"),
         (family, "-k", f"cpu-float64 and ({its_tests}) and not {long}"),
-        (family, "-k", f"cpu-float32 and ({its_tests}) and {long} and ({last})"),
+        (family, "-k", f"cpu-float32 and ({its_tests}) and {long} and ({some})"),
         (_OPERATORS, "-k", f"poison and {own} and not upsample"),
     )
 
 
-_CPU_FILTERS = _cpu("ddf or ddf_upsample", _FAMILIES, f"not ({_NORM_TESTS})", "bands", "mul")
-_CPU_NORM = _cpu("filter_norm", _FAMILIES, _NORM_TESTS, "side_by_side", "scale")
-_CPU_DYNAMIC = _cpu("dynamic_filter", _SAMPLED, "not ls_dfn and not attention", "several_chains", "mean or max")
-_CPU_SAMPLES = _cpu("ls_dfn", _SAMPLED, "not dynamic_filter", "several_chains", "mean or max")
+_CPU_FILTERS = _cpu("ddf or ddf_upsample", "smoke", _FAMILIES, f"not ({_NORM_TESTS})", "bands", "mul")
+_CPU_NORM = _cpu("filter_norm", "smoke", _FAMILIES, _NORM_TESTS, "side_by_side", "scale")
+_CPU_DYNAMIC = _cpu(
+    "dynamic_filter", "smoke", _SAMPLED, "not ls_dfn and not attention", "several_chains", "mean or max"
+)
+_CPU_SAMPLES = _cpu("ls_dfn", "equal and reference", _SAMPLED, "not dynamic_filter", "several_chains", "mean or max")
 _FILTERS: tuple[Selection, ...] = (
     (_CUDA, "-k", "own_group or pixels or channels"),
     (_CUDA, "-k", "filters_equal and (float32 or float16)"),
@@ -184,9 +188,10 @@ def _prepare() -> None:
     )
     sys.dont_write_bytecode = True
     import hypothesis
-    import ml_dtypes  # noqa: F401
-    import numba  # noqa: F401
-    import pytest  # noqa: F401
+
+    for name in ("ml_dtypes", "numba.cuda", "cupy", "pytest"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
     everything = [phase for phase in hypothesis.Phase if phase.name in ("explicit", "generate")]
     hypothesis.settings.register_profile(
