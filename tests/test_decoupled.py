@@ -119,18 +119,20 @@ def test_sums_of_several_chains(lane: Lane, image: Any, kernel: Any, combine: st
 
 @each_lane
 @pytest.mark.parametrize(
-    ("image", "kernel", "stride"),
-    [((2, 6, 46, 47), 7, 1), ((2, 12, 9, 11), 3, 2), ((2, 12, 9, 11), 5, 3), ((2, 12, 9, 11), 3, 1)],
+    ("image", "groups", "kernel", "stride"),
+    [((2, 5, 46, 47), 1, 7, 1), ((2, 12, 9, 11), 2, 3, 2), ((2, 12, 9, 11), 2, 5, 3), ((2, 12, 9, 11), 2, 3, 1)],
     ids=["bands", "stride 2", "stride 3", "channels"],
 )
 @pytest.mark.parametrize("combine", ["mul", "add"])
-def test_many_channels_and_large_planes(lane: Lane, image: Any, kernel: int, stride: int, combine: str) -> None:
+def test_many_channels_and_large_planes(
+    lane: Lane, image: Any, groups: int, kernel: int, stride: int, combine: str
+) -> None:
     """Kernels take several channels at once, and cut a large plane into parts whose sums must not mix."""
     N, C, H, W = image
     anchors = -(-H // stride), -(-W // stride)
     arrays = (
         normal(lane.dtype, *image),
-        normal(lane.dtype, N, 2, kernel, kernel, *anchors),
+        normal(lane.dtype, N, groups, kernel, kernel, *anchors),
         normal(lane.dtype, N, C, kernel, kernel),
     )
     call = Call(DDF, arrays, {"combine": combine, "stride": stride})
@@ -138,6 +140,19 @@ def test_many_channels_and_large_planes(lane: Lane, image: Any, kernel: int, str
     grad_out = normal(lane.dtype, N, C, *anchors, seed=1)
     for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
         assert_close(gradient, want, terms)
+
+
+@each_lane
+@pytest.mark.parametrize(("image", "dilation"), [((1, 20, 1, 5), 5), ((1, 9, 2, 20), 2)], ids=["before", "behind"])
+def test_taps_beyond_the_first_or_the_last_image(lane: Lane, image: Any, dilation: int) -> None:
+    """Kernels that read whole vectors of four channels must not where these would leave the array."""
+    arrays = normal(lane.dtype, *image), None, normal(lane.dtype, *image[:2], 3, 3)
+    call = Call(DDF, arrays, {"dilation": dilation})
+    assert_close(lane.forward(call), *call.expected_forward())
+    grad_out = normal(lane.dtype, *image, seed=1)
+    (grad_x, _, grad_channel), wants, terms = lane.backward(call, grad_out), *call.expected_backward(grad_out)
+    assert_close(grad_x, wants[0], terms[0])
+    assert_close(grad_channel, wants[2], terms[2])
 
 
 @each_lane
@@ -281,10 +296,11 @@ def test_scale_and_shift_broadcast_as_in_numpy(lane: Lane, shape: tuple[int, ...
 
 
 @each_lane
-def test_gradients_of_parameters_are_summed_in_parts(lane: Lane) -> None:
+@pytest.mark.parametrize(("kh", "H", "W"), [(2, 70, 5), (1, 130, 2)])
+def test_gradients_of_parameters_are_summed_in_parts(lane: Lane, kh: int, H: int, W: int) -> None:
     """Over so many filters that every kernel splits the sum; several elements, whose parts must not mix."""
-    f = normal(lane.dtype, 2, 3, 2, 2, 70, 5)
-    scale, shift = normal(lane.dtype, 3, 1, 1, 1, 5), normal(lane.dtype, 3, 2, 1, 1, 5)
+    f = normal(lane.dtype, 2, 3, kh, 2, H, W)
+    scale, shift = normal(lane.dtype, 3, 1, 1, 1, W), normal(lane.dtype, 3, kh, 1, 1, W)
     call = Call(FILTER_NORM, (f, scale, shift), {"axes": (2, 3)})
     grad_out = normal(lane.dtype, *f.shape, seed=1)
     for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
