@@ -157,7 +157,7 @@ def test_report_counts_and_names_survivors(tmp_path: Path) -> None:
     *_, row = report.kinds()
     assert list(row.values()) == ["all", 4, 1, 1, 1, 0, 1, 0.5]
     assert [row["source"] for row in report.sources()] == ["toy.py"]
-    report.write(tmp_path / "report.json", sample=4, seed=0)
+    report.write(tmp_path / "report.json", 4, 0)
     written = json.loads((tmp_path / "report.json").read_text())
     assert [written[kind][0]["reason"] for kind in ("equivalent", "survivors")] == ["n is odd", "n is small"]
 
@@ -168,8 +168,8 @@ def test_survivors_of_a_report_are_taken_out_to_run_again(tmp_path: Path) -> Non
     first, second = (Report({key(boundary): "n is odd"}, {}) for _ in range(2))
     for mutant, verdict in ((boundary, SURVIVED), (reverse, SURVIVED), (others[0], KILLED)):
         first.add(Result(mutant, verdict, "by a test"))
-    first.write(tmp_path / "report.json", sample=4, seed=0)
-    assert second.read(tmp_path / "report.json") == {"sample": 4, "seed": 0}
+    first.write(tmp_path / "report.json", 4, 0)
+    assert second.read(tmp_path / "report.json") == (4, 0)
     assert second.kinds() == first.kinds()
     assert [key(mutant) for mutant in second.take_survivors()] == [key(reverse)]
     second.add(Result(reverse, KILLED))

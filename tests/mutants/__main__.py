@@ -35,7 +35,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time; the order is random")
-    parser.add_argument("--again", action="store_true", help="only those that the report says survived")
+    parser.add_argument(
+        "--again", action="store_true", help="go on with the sample of the report, and run what survived again"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="mutants tested at a time (default 2)")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument(
@@ -65,12 +67,11 @@ def main() -> int:
     """Run, print and write the report; the exit status is 1 if a kind of sources has too many survivors."""
     options, console = arguments(), Console()
     report = Report(reasons("equivalent"), reasons("survivor"))
-    about = {"sample": options.sample, "seed": options.seed}
     if options.again:
-        about = report.read(options.json)
-        again = {(mutant.line, key(mutant)) for mutant in report.take_survivors()}
-        options.sample = None
-    todo = [mutant for mutant in chosen(options) if not options.again or (mutant.line, key(mutant)) in again]
+        options.sample, options.seed = report.read(options.json)
+        report.take_survivors()
+    done = {(result.mutant.line, key(result.mutant)) for result in report.results}
+    todo = [mutant for mutant in chosen(options) if (mutant.line, key(mutant)) not in done]
     if options.list:
         for mutant in todo:
             console.print(described(mutant))
@@ -92,7 +93,7 @@ def main() -> int:
                 progress.console.print(f"[yellow]survived[/] {described(result.mutant)}")
             progress.update(task, advance=1, now=f"{len(report.survivors())} survived")
             progress.refresh()
-            report.write(options.json, **about)
+            report.write(options.json, options.sample, options.seed)
     show(report, console)
     return int(any(row["kill rate"] < ENOUGH for row in report.kinds()))
 

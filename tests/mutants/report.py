@@ -84,11 +84,12 @@ class Report:
             "kill rate": round(killed / max(1, len(valid) - equivalent), 4),
         }
 
-    def write(self, file: Path, **about: Any) -> None:
+    def write(self, file: Path, sample: int | None, seed: int) -> None:
         """Write the counts, the survivors and the equivalents met, and all results, one in a line, to a JSON file."""
         alive = [r.mutant for r in self.results if r.verdict == SURVIVED]
         text = {
-            **about,
+            "sample": sample,
+            "seed": seed,
             "kinds": self.kinds(),
             "sources": self.sources(),
             "survivors": [
@@ -102,12 +103,12 @@ class Report:
         head = json.dumps(text, indent=1).removesuffix("\n}")
         file.write_text(f'{head},\n "results": [\n  {results}\n ]\n}}\n')
 
-    def read(self, file: Path) -> dict[str, Any]:
-        """Take in the results of a file and return what `write` was told about them."""
+    def read(self, file: Path) -> tuple[int | None, int]:
+        """Take in the results of a file and return their sample and seed."""
         text = json.loads(file.read_text())
         for *mutant, verdict, by in text["results"]:
             self.add(Result(Mutant(*mutant, code=""), verdict, by))
-        return {name: text[name] for name in ("sample", "seed")}
+        return text["sample"], text["seed"]
 
 
 def _named(mutant: Mutant) -> dict[str, Any]:

@@ -45,17 +45,15 @@ _NORM_TESTS = (
 
 
 def _cpu(operators: str, quick: str, family: str, its_tests: str, long: str, some: str) -> tuple[Selection, ...]:
-    """Return the tests of operators on the CPU: in float32, in other types, some of those that take long."""
-    own = f"cpu-float32 and ({operators})"
+    """Return the tests of operators on the CPU, only `some` of those that take long."""
+    own, other = f"cpu-float32 and ({operators})", f"(cpu-float64 or cpu-float16) and ({operators})"
     return (
         (_OPERATORS, "-k", f"{quick} and {own}"),
-        (_OPERATORS, "-k", f"(smoke or equal and reference) and not ({quick}) and {own}"),
         (family, "-k", f"cpu-float32 and ({its_tests}) and not {long}"),
-        (_OPERATORS, "-k", f"only_needed and {own} and not upsample"),
-        (_OPERATORS, "-k", f"smoke and (cpu-float64 or cpu-float16) and ({operators})"),
-        (family, "-k", f"cpu-float64 and ({its_tests}) and not {long}"),
         (family, "-k", f"cpu-float32 and ({its_tests}) and {long} and ({some})"),
-        (_OPERATORS, "-k", f"poison and {own} and not upsample"),
+        (_OPERATORS, "-k", f"(smoke or equal and reference) and not ({quick}) and {own}"),
+        (_OPERATORS, "-k", f"{quick} and {other}"),
+        (_OPERATORS, "-k", f"(only_needed or poison and inf) and {own} and not upsample"),
     )
 
 
