@@ -143,13 +143,20 @@ def test_many_channels_and_large_planes(
 
 
 @each_lane
-@pytest.mark.parametrize(("image", "dilation"), [((1, 20, 1, 5), 5), ((1, 9, 2, 20), 2)], ids=["before", "behind"])
-def test_taps_beyond_the_first_or_the_last_image(lane: Lane, image: Any, dilation: int) -> None:
+@pytest.mark.parametrize(
+    ("image", "kernel", "options"),
+    [
+        ((1, 20, 1, 5), (3, 3), {"dilation": 5}),
+        ((1, 9, 2, 20), (3, 3), {"dilation": 2}),
+        ((1, 9, 8, 3), (1, 3), {"stride": (8, 1)}),
+    ],
+    ids=["before", "behind", "outputs"],
+)
+def test_vectors_beyond_the_first_or_the_last_image(lane: Lane, image: Any, kernel: Any, options: Any) -> None:
     """Kernels that read whole vectors of four channels must not where these would leave the array."""
-    arrays = normal(lane.dtype, *image), None, normal(lane.dtype, *image[:2], 3, 3)
-    call = Call(DDF, arrays, {"dilation": dilation})
+    call = Call(DDF, (normal(lane.dtype, *image), None, normal(lane.dtype, *image[:2], *kernel)), options)
     assert_close(lane.forward(call), *call.expected_forward())
-    grad_out = normal(lane.dtype, *image, seed=1)
+    grad_out = normal(lane.dtype, *call.plan.out_shape, seed=1)
     (grad_x, _, grad_channel), wants, terms = lane.backward(call, grad_out), *call.expected_backward(grad_out)
     assert_close(grad_x, wants[0], terms[0])
     assert_close(grad_channel, wants[2], terms[2])
