@@ -120,8 +120,14 @@ def test_sums_of_several_chains(lane: Lane, image: Any, kernel: Any, combine: st
 @each_lane
 @pytest.mark.parametrize(
     ("image", "groups", "kernel", "stride"),
-    [((2, 5, 46, 47), 1, 7, 1), ((2, 12, 9, 11), 2, 3, 2), ((2, 12, 9, 11), 2, 5, 3), ((2, 12, 9, 11), 2, 3, 1)],
-    ids=["bands", "stride 2", "stride 3", "channels"],
+    [
+        ((2, 5, 46, 47), 1, 7, 1),
+        ((1, 34, 32, 33), 17, 1, 1),
+        ((2, 12, 9, 11), 2, 3, 2),
+        ((2, 12, 9, 11), 2, 5, 3),
+        ((2, 12, 9, 11), 2, 3, 1),
+    ],
+    ids=["bands", "blocks", "stride 2", "stride 3", "channels"],
 )
 @pytest.mark.parametrize("combine", ["mul", "add"])
 def test_many_channels_and_large_planes(
@@ -147,7 +153,7 @@ def test_many_channels_and_large_planes(
     ("image", "kernel", "options"),
     [
         ((1, 20, 1, 5), (3, 3), {"dilation": 5}),
-        ((1, 9, 2, 20), (3, 3), {"dilation": 2}),
+        ((2, 9, 2, 20), (3, 3), {"dilation": 2}),
         ((1, 9, 8, 3), (1, 3), {"stride": (8, 1)}),
     ],
     ids=["before", "behind", "outputs"],
