@@ -63,10 +63,11 @@ _CPU_DYNAMIC = _cpu(
     "dynamic_filter", "smoke", _SAMPLED, "not ls_dfn and not attention", "several_chains", "mean or max"
 )
 _CPU_SAMPLES = _cpu("ls_dfn", "equal and reference", _SAMPLED, "not dynamic_filter", "several_chains", "mean or max")
+_SOME_FILTERS = "filters_equal and (float32 or float16)"
 _FILTERS: tuple[Selection, ...] = (
     (_CUDA, "-k", "own_group or pixels or channels"),
-    (_CUDA, "-k", "filters_equal and (float32 or float16)"),
-    (_CUDA, "-k", "not compile and not norm"),
+    (_CUDA, "-k", _SOME_FILTERS),
+    (_CUDA, "-k", f"(filters_equal or order or needed or 64_bit) and not ({_SOME_FILTERS})"),
 )
 _TILES: tuple[Selection, ...] = (
     (_TILED, "-k", "full_or_not"),
@@ -78,7 +79,7 @@ _TILES: tuple[Selection, ...] = (
 _NORM: tuple[Selection, ...] = (
     (_CUDA, "-k", "norm_equals and float32"),
     (_CUDA, "-k", "filters_are_summed or equal_taps"),
-    (_CUDA, "-k", "norm or filters_are_summed or 64_bit"),
+    (_CUDA, "-k", "norm_equals and not float32 or 64_bit"),
 )
 _SAMPLES: tuple[Selection, ...] = (
     (_CUDA_SAMPLED, "-k", "absent_arguments or needed"),
