@@ -118,6 +118,19 @@ def test_sums_of_several_chains(lane: Lane, image: Any, kernel: Any, combine: st
 
 
 @each_lane
+@pytest.mark.parametrize("image", [(1, 2049, 1, 1), (1, 1, 1, 20490)], ids=["channels", "columns"])
+def test_a_sum_of_thousands_of_equal_terms(lane: Lane, image: Any) -> None:
+    """Added one by one, each is rounded the same way, and the error exceeds the bound."""
+    N, C, H, W = image
+    x, spatial, channel = (
+        rounded(np.full(shape, 0.1), lane.dtype) for shape in (image, (N, 1, 1, 1, H, W), (N, C, 1, 1))
+    )
+    call, grad_out = Call(DDF, (x, spatial, channel), {}), rounded(np.ones(image), lane.dtype)
+    for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
+        assert_close(gradient, want, terms)
+
+
+@each_lane
 @pytest.mark.parametrize(
     ("image", "groups", "kernel", "stride"),
     [

@@ -257,6 +257,23 @@ def test_more_than_kernels_take_at_once(lane: Lane, reduce: str, C: int, O: int,
         assert_close(gradient, want, terms, what=name)
 
 
+@each_lane
+@each_operator
+@pytest.mark.parametrize(("C", "O"), [(2049, 1), (1, 2049)])
+def test_a_sum_of_thousands_of_equal_terms(lane: Lane, op: Operator, C: int, O: int) -> None:  # noqa: E741
+    """Added one by one, each is rounded the same way, and the error exceeds the bound."""
+    x, kernel = rounded(np.full((1, C, 1, 1), 0.1), lane.dtype), rounded(np.ones((1, O, C, 1, 1)), lane.dtype)
+    if op is LS_DFN:
+        call = Call(op, (x, kernel, None, None, None), {"samples": 1, "sample_stride": 1, "kernel_residual": False})
+    else:
+        call = Call(op, (x, kernel.reshape(1, O, C, 1, 1, 1, 1)), {})
+    assert_close(lane.forward(call), *call.expected_forward())
+    grad_out = rounded(np.full(call.plan.out_shape, 0.1), lane.dtype)
+    gradients, wants, terms = lane.backward(call, grad_out), *call.expected_backward(grad_out)
+    for k in range(2):
+        assert_close(gradients[k], wants[k], terms[k], what=op.arrays[k])
+
+
 # ---- borders ---------------------------------------------------------------------------------------------------------
 
 
