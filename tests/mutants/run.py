@@ -213,6 +213,7 @@ class Copy:
         self.outcome = folder / "outcome.json"
         self.cache = folder / "cache"
         self.changed: tuple[Path, str] | None = None
+        self.kept: set[Path] = set()  # what was compiled without a mutant
         folder.mkdir()
         self.cache.mkdir()
         for name in NEEDED:
@@ -273,7 +274,7 @@ class Copy:
             path, code = self.changed
             path.write_text(code)
             self.changed = None
-        for library in self.cache.glob("module-*"):
+        for library in set(self.cache.glob("module-*")) - self.kept:
             library.unlink()
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM):
             return TIMEOUT, ""
@@ -293,6 +294,7 @@ class Copy:
             return {}
         child = self.start(stages, [(600, 3600)] * len(stages))
         _, status = os.waitpid(child, 0)
+        self.kept |= set(self.cache.glob("module-*"))
         verdict, by = self.judge(status)
         if verdict != SURVIVED:
             msg = f"the tests fail without a mutant: {verdict} by {by}; pytest said:\n{self.said()}"
