@@ -16,6 +16,7 @@ from dynk.kernels.decoupled.cpu_sweep import (
     FIRST_FILTER,
     FIRST_RESULT,
     FIRST_VALUE,
+    FULL,
     LOWER,
     POSITIONS,
     TAP,
@@ -40,7 +41,8 @@ def sum_band(  # type: ignore[no-untyped-def]
     plane of values and of results.
     """
     size = vector.lanes(values)
-    fields, masks = vectors_of(sweep, taps, first, last, size)
+    tables = vectors_of(sweep, taps, first, last, size)
+    fields, masks = tables
     share, side = g.C // g.G, _square_of(taps, sweep, g)
     reach, count = reach_of(taps) + 2 * size, fields.size // FIELDS
     filters = unset(values, (count if g.has_spatial != 0 else 1) * sub_pixels * taps.size // TAP * size)
@@ -58,7 +60,7 @@ def sum_band(  # type: ignore[no-untyped-def]
         if g.has_channel != 0:
             _gather_weights(n * g.C + c, number, channel, weights, taps, sub_pixels, g)
         if number == 1:
-            _sums(0, count, n, c, (0,), values, filters, weights, result, fields, masks, sweep, taps, sub_pixels, planes, g)
+            _sums(0, count, n, c, (0,), values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, g)
             c += 1
             continue
         pack, start = (0, 1, 2, 3), (n * g.C + c) * planes[0]
@@ -69,18 +71,15 @@ def sum_band(  # type: ignore[no-untyped-def]
             end -= 1
         if side == 3:
             _sums_3x3(
-                begin, end, n, c, pack, values, filters, weights, result, fields, masks, sweep, taps, sub_pixels, planes, g
+                begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, g
             )
         elif side == 5:
             _sums_5x5(
-                begin, end, n, c, pack, values, filters, weights, result, fields, masks, sweep, taps, sub_pixels, planes, g
+                begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, g
             )
-        for first_left, last_left in ((0, begin), (end, count)):
-            if first_left < last_left:
-                _sums(
-                    first_left, last_left, n, c, pack, values, filters, weights, result, fields, masks, sweep, taps,
-                    sub_pixels, planes, g
-                )  # fmt: skip
+        for v0, v1 in ((0, begin), (end, count)):
+            if v0 < v1:
+                _sums(v0, v1, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, g)
         c += 4
 
 
@@ -131,8 +130,9 @@ def _channel_sums(side: int):  # type: ignore[no-untyped-def]
 
     @inlined
     def sums(  # type: ignore[no-untyped-def]
-        begin, end, n, c, pack, values, filters, weights, result, fields, masks, sweep, taps, sub_pixels, planes, g
+        begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, g
     ):
+        fields, masks = tables
         count, size = side * side if side > 0 else taps.size // TAP, vector.lanes(values)
         plane = vector.spaced((n * g.C + c) * planes[0], planes[0], pack)
         target = vector.spaced((n * g.C + c) * planes[1], planes[1], pack)
@@ -144,6 +144,7 @@ def _channel_sums(side: int):  # type: ignore[no-untyped-def]
             starts = vector.shift(plane, vector.pick(fields, v * FIELDS + FIRST_VALUE))
             to = vector.shift(target, vector.pick(fields, v * FIELDS + FIRST_RESULT))
             whole = vector.pick(fields, v * FIELDS + WHOLE) != 0
+            full = vector.pick(fields, v * FIELDS + FULL) != 0
             even = vector.zeros(values, pack)
             for pq in range(sub_pixels):
                 d, w = v * each + pq * count * size, vector.shift(pack, pq * count * len(pack))
@@ -181,15 +182,20 @@ def _channel_sums(side: int):  # type: ignore[no-untyped-def]
                                 x = vector.load_where(values, at, sweep.value_step, mask)
                                 chain = vector.where(mask, vector.fma(both, x, chain), chain)
                         total = chain if first == 0 else vector.add(total, chain)
+                # Masked stores cost far more than others.
                 if sub_pixels == 4:
                     if pq % 2 == 1:
                         low, high = vector.zipped(even, total, 0), vector.zipped(even, total, 1)
                         start = vector.shift(to, pq // 2 * sub_row)
-                        vector.store_where(result, start, 1, low, vector.pick(fields, v * FIELDS + LOWER))
-                        rest = vector.pick(fields, v * FIELDS + UPPER)
-                        vector.store_where(result, vector.shift(start, size), 1, high, rest)
+                        if full:
+                            vector.store(result, start, low)
+                            vector.store(result, vector.shift(start, size), high)
+                        else:
+                            rest = vector.pick(fields, v * FIELDS + UPPER)
+                            vector.store_where(result, start, 1, low, vector.pick(fields, v * FIELDS + LOWER))
+                            vector.store_where(result, vector.shift(start, size), 1, high, rest)
                     even = total
-                elif whole and sweep.result_step == 1:
+                elif full and sweep.result_step == 1:
                     vector.store(result, to, total)
                 else:
                     sub_pixel = pq // g.scale * sub_row + pq % g.scale if sub_pixels > 1 else 0

@@ -18,14 +18,16 @@ from dynk.kernels.decoupled.geometry import FilterGeometry
 
 # The filters of a band of positions stay in the second cache while all channels of a task pass by.
 FILTER_BYTES = 400 * 1024
+VECTOR_BYTES = 64  # of accumulators
 LEAST_VECTORS, MOST_VECTORS = 64, 1024  # of a band
 LEAST_CHANNELS, TASK_VALUES = 32, 32 * 1024  # of a task
 
 # Fields of a tap: where it reads, in rows and columns; offsets of its value, its spatial and its channel filter.
 DY, DX, VALUE, FILTER, WEIGHT, TAP = range(6)
-# Fields of a vector: where its first value, filter and result stand; masks of its positions, and of the two vectors of
-# results where each position has two side by side; whether all taps are inside.
-FIRST_VALUE, FIRST_FILTER, FIRST_RESULT, POSITIONS, LOWER, UPPER, WHOLE, FIELDS = range(8)
+# Fields of a vector: where its first value, filter and result stand; whether all lanes are positions, and the mask of
+# those that are; masks of the two vectors of results where each position has two of them side by side; whether all taps
+# are inside for all lanes.
+FIRST_VALUE, FIRST_FILTER, FIRST_RESULT, FULL, POSITIONS, LOWER, UPPER, WHOLE, FIELDS = range(9)
 
 
 class Sweep(NamedTuple):
@@ -132,7 +134,7 @@ def split(values, sweep, filters, channels):  # type: ignore[no-untyped-def]
         vectors = ceil(sweep.rows * sweep.columns, size)
     else:
         vectors = sweep.rows * ceil(sweep.columns, size)
-    most = FILTER_BYTES // (max(1, filters) * size * values.itemsize)
+    most = FILTER_BYTES // (max(1, filters) * VECTOR_BYTES)
     bands = ceil(vectors, max(LEAST_VECTORS, min(most, MOST_VECTORS)))
     band = ceil(vectors, bands)
     blocks = ceil(channels, max(LEAST_CHANNELS, ceil(TASK_VALUES, band * size)))
@@ -158,6 +160,7 @@ def vectors_of(sweep, taps, first, last, size):  # type: ignore[no-untyped-def]
         fields[at + FIRST_VALUE] = a * sweep.value_row + b * sweep.value_step
         fields[at + FIRST_FILTER] = a * sweep.filter_row + b
         fields[at + FIRST_RESULT] = sweep.result_first + a * sweep.result_row + b * sweep.result_step
+        fields[at + FULL] = 1 if positions == size else 0
         fields[at + POSITIONS] = vector.between(0, positions)
         fields[at + LOWER] = vector.between(0, 2 * positions)
         fields[at + UPPER] = vector.between(0, 2 * positions - size)
