@@ -58,6 +58,34 @@ def test_arithmetic(dtype, mask):
     np.testing.assert_array_equal(widen(out, dtype)[:size], expected)
 
 
+def slid(source, out, by):
+    low, high = vector.load(source, (0, 1)), vector.load(source, (20, 21))
+    vector.store(out, (0, 32), vector.slid(low, high, by))
+
+
+@each_dtype
+@pytest.mark.parametrize("by", range(8))
+def test_slid(dtype, by):
+    source = numbers(dtype)
+    out, size = agree(slid, source, numbers(dtype, 1), by)[1], vector.lanes(source)
+    np.testing.assert_array_equal(out[:size], np.concatenate([source[:size], source[20:]])[by : by + size])
+
+
+def in_float64(source, out):
+    x, y = vector.load_doubles(source, (0, 8)), vector.doubles(3.0, (0, 8))
+    root = vector.sqrt(vector.mul(x, x))
+    vector.store(out, (0, 8), vector.unless_zero(x, vector.div(vector.add(root, y), y)))
+
+
+@each_dtype
+def test_operations_in_float64(dtype):
+    source = numbers(dtype)
+    assert (widen(source[:16], dtype) == 0).any()
+    out = agree(in_float64, source, np.zeros(16))[1]
+    x = widen(source[:16], dtype).astype(np.float64)
+    np.testing.assert_array_equal(out, np.where(x == 0, 0.0, (np.abs(x) + 3) / 3))
+
+
 def masked(source, out, step, mask):
     vector.store_where(out, 3, step, vector.load_where(source, 5, step, mask), mask)
 

@@ -73,7 +73,8 @@ def ddf(
     Notes
     -----
     Sums are formed in float32 (float64 for float64) and rounded once. No memory besides the output is used but, on the
-    CPU, a table of at most 1024 * (kh*kw + 5) integers for each thread.
+    CPU, for each thread the spatial filters of a band of positions (up to 7x7 taps: some 400 kB) and a table of at most
+    1024 * (kh*kw + 9) integers.
 
     References
     ----------
@@ -134,8 +135,8 @@ def ddf_backward(
     -----
     Gradients are deterministic: the same call on the same device gives the same bits. Sums over pixels and channels are
     formed in stages. The workspace, in the accumulation type, is at most 1/64 of the size of `x` on CUDA. On the CPU it
-    is for each thread the filter gradients of a band of positions (up to 7x7 taps: some 400 kB) and the table that
-    `ddf` uses, and, where an image has several bands, a channel filter gradient for each: at most kh*kw/512 of the
+    is for each thread the filters or their gradients of a band of positions and the table, as `ddf` uses them, and,
+    where an image has several bands, a channel filter gradient for each: at most kh*kw/512 of the
     size of `x`.
 
     Examples

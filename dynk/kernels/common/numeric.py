@@ -39,6 +39,11 @@ def accumulators(like: Any, size: Any) -> Any:
     return np.zeros(size, np.float64 if like.dtype == np.float64 else np.float32)
 
 
+def unset(like: Any, size: Any) -> Any:
+    """Return `size` elements of the accumulator type of `like`, to be written before they are read."""
+    return np.empty(size, np.float64 if like.dtype == np.float64 else np.float32)
+
+
 @inlined
 def fill(array, value):  # type: ignore[no-untyped-def]
     """Set every element of an accumulator array; a slice assignment would take far longer to compile."""
@@ -86,6 +91,13 @@ def _accumulators(like, size):  # type: ignore[no-untyped-def]
     if like.dtype == types.float64:
         return lambda like, size: np.zeros(size, np.float64)
     return lambda like, size: np.zeros(size, np.float32)
+
+
+@overload(unset)
+def _unset(like, size):  # type: ignore[no-untyped-def]
+    if like.dtype == types.float64:
+        return lambda like, size: np.empty(size, np.float64)
+    return lambda like, size: np.empty(size, np.float32)
 
 
 @intrinsic

@@ -257,6 +257,15 @@ def zipped(even: Any, odd: Any, upper: Any) -> Any:
     return _each(one, even, odd)
 
 
+@lowered(vector_llvm.slid, _as_second)
+def slid(low: Any, high: Any, by: Any) -> Any:
+    """Return the vector that begins `by` lanes into `low` and goes on into `high`; 0 <= by < 8.
+
+    Where the compiler knows `by`, that is one instruction, cheaper than a load across the lines of a cache.
+    """
+    return _each(lambda low, high: np.concatenate([low, high])[by : by + low.size], low, high)
+
+
 @lowered(vector_llvm.dot, lambda a, b, c: c, packed=True)
 def dot(a: Any, b: Any, c: Any) -> Any:
     """Return each vector of pack c plus the sum of a * b over its share of their vectors, in their order."""

@@ -376,6 +376,15 @@ def zipped(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return builder.select(builder.icmp_signed("!=", upper, ir.Constant(_WORD, 0)), *reversed(halves))
 
 
+def slid(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    low, high, by = values
+    result = low
+    for k in range(1, 8):
+        moved = builder.shuffle_vector(low, high, _integers(list(range(k, k + low.type.count))))
+        result = builder.select(builder.icmp_signed("==", by, ir.Constant(_WORD, k)), moved, result)
+    return result
+
+
 def total(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     (value,) = values
     while value.type.count > 1:

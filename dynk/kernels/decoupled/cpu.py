@@ -5,8 +5,8 @@ formed by one task in a fixed order: results do not depend on the number of thre
 `cpu_sweep` says what a vector of positions reads, `cpu_sums` sums over taps, `cpu_products` forms the gradients of the
 filters. A sum of more than CHAIN terms is formed in stages.
 
-Workspace: for each thread the tables of one band (`vectors_of`) and, for the gradients of the filters, the band's sums
-over channels; besides, one gradient of the channel filters for each band where there are several.
+Workspace: for each thread the tables of one band (`vectors_of`) with its spatial filters or, for the gradients of the
+filters, its sums over channels; besides, one gradient of the channel filters for each band where there are several.
 """
 
 from __future__ import annotations

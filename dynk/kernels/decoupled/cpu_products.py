@@ -14,11 +14,11 @@ from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.decoupled.cpu_sums import CHAIN
 from dynk.kernels.decoupled.cpu_sweep import (
-    COUNT,
     FIELDS,
     FIRST_FILTER,
     FIRST_RESULT,
     FIRST_VALUE,
+    POSITIONS,
     TAP,
     VALUE,
     WHOLE,
@@ -101,7 +101,7 @@ def _write_rows(first, rows, grad_spatial, fields, all_taps, g):  # type: ignore
     for k in range(all_taps):
         for v in range(count):
             to = (first + k) * g.Ho * g.Wo + fields[v * FIELDS + FIRST_FILTER]
-            mask = vector.between(0, fields[v * FIELDS + COUNT])
+            mask = fields[v * FIELDS + POSITIONS]
             vector.store_where(grad_spatial, to, 1, vector.load(rows, (k * count + v) * size), mask)
 
 
@@ -186,7 +186,7 @@ def _add_products(side_by_side: bool):  # type: ignore[no-untyped-def]
                 if rows.size > 0:
                     vector.store(rows, row, vector.dot(weights, terms, vector.load(rows, row)))
             else:
-                positions = vector.between(0, fields[v * FIELDS + COUNT])
+                positions = fields[v * FIELDS + POSITIONS]
                 mask = vector.pick(masks, vector.spaced(v * count + k, 1, of_taps))
                 if side_by_side:
                     grad = vector.load(grad_out, vector.shift(grads, result))

@@ -18,13 +18,16 @@ from dynk.kernels.decoupled.geometry import FilterGeometry
 
 # The filters of a band of positions stay in the second cache while all channels of a task pass by.
 FILTER_BYTES = 400 * 1024
+VECTOR_BYTES = 64  # of accumulators
 LEAST_VECTORS, MOST_VECTORS = 64, 1024  # of a band
 LEAST_CHANNELS, TASK_VALUES = 32, 32 * 1024  # of a task
 
 # Fields of a tap: where it reads, in rows and columns; offsets of its value, its spatial and its channel filter.
 DY, DX, VALUE, FILTER, WEIGHT, TAP = range(6)
-# Fields of a vector: where its first value, filter and result stand; how many positions; whether all taps are inside.
-FIRST_VALUE, FIRST_FILTER, FIRST_RESULT, COUNT, WHOLE, FIELDS = range(6)
+# Fields of a vector: where its first value, filter and result stand; whether all lanes are positions, and the mask of
+# those that are; masks of the two vectors of results where each position has two of them side by side; whether all taps
+# are inside for all lanes.
+FIRST_VALUE, FIRST_FILTER, FIRST_RESULT, FULL, POSITIONS, LOWER, UPPER, WHOLE, FIELDS = range(9)
 
 
 class Sweep(NamedTuple):
@@ -108,7 +111,7 @@ def taps_of_pixels(phase, g):  # type: ignore[no-untyped-def]
     """Return the taps by which outputs read the pixels of a phase: (anchor, sub-pixel) pairs, seen from the pixel."""
     taps = np.empty(g.kh * g.kw * g.scale * g.scale * TAP, np.int64)
     at = 0
-    for k in range(g.kh * g.kw):
+    for k in range(g.kh * g.kw - 1, -1, -1):
         reach_h = phase // g.stride_w - (k // g.kw - (g.kh - 1) // 2) * g.dilation_h
         reach_w = phase % g.stride_w - (k % g.kw - (g.kw - 1) // 2) * g.dilation_w
         if reach_h % g.stride_h != 0 or reach_w % g.stride_w != 0:
@@ -131,10 +134,11 @@ def split(values, sweep, filters, channels):  # type: ignore[no-untyped-def]
         vectors = ceil(sweep.rows * sweep.columns, size)
     else:
         vectors = sweep.rows * ceil(sweep.columns, size)
-    most = FILTER_BYTES // (max(1, filters) * size * values.itemsize)
+    most = FILTER_BYTES // (max(1, filters) * VECTOR_BYTES)
     bands = ceil(vectors, max(LEAST_VECTORS, min(most, MOST_VECTORS)))
     band = ceil(vectors, bands)
-    block = max(LEAST_CHANNELS, ceil(TASK_VALUES, band * size))
+    blocks = ceil(channels, max(LEAST_CHANNELS, ceil(TASK_VALUES, band * size)))
+    block = 4 * ceil(channels, 4 * blocks)  # whole packs
     return Split(vectors, band, bands, min(block, channels), ceil(channels, block))
 
 
@@ -144,26 +148,32 @@ def vectors_of(sweep, taps, first, last, size):  # type: ignore[no-untyped-def]
     count = taps.size // TAP
     fields = np.empty((last - first) * FIELDS, np.int64)
     masks = np.empty((last - first) * count, np.int64)
-    limits = _limits(sweep, taps)
+    limits, extremes = _limits(sweep, taps), _extremes(taps)
     in_row = ceil(sweep.columns, size)
-    for v in range(first, last):
-        if sweep.flat != 0:
-            a, b = v * size // sweep.columns, v * size % sweep.columns
-            positions = min(size, sweep.rows * sweep.columns - v * size)
-        else:
-            a, b = v // in_row, v % in_row * size
-            positions = min(size, sweep.columns - b)
-        at = (v - first) * FIELDS
+    a, b = first * size // sweep.columns, first * size % sweep.columns
+    if sweep.flat == 0:
+        a, b = first // in_row, first % in_row * size
+    at = 0
+    for v in range(last - first):
+        inside = sweep.rows * sweep.columns - (first + v) * size if sweep.flat != 0 else sweep.columns - b
+        positions = min(size, inside)
         fields[at + FIRST_VALUE] = a * sweep.value_row + b * sweep.value_step
         fields[at + FIRST_FILTER] = a * sweep.filter_row + b
         fields[at + FIRST_RESULT] = sweep.result_first + a * sweep.result_row + b * sweep.result_step
-        fields[at + COUNT] = positions
-        whole = positions == size and sweep.value_step == 1 and _is_whole(sweep, taps, a, b, size)
+        fields[at + FULL] = 1 if positions == size else 0
+        fields[at + POSITIONS] = vector.between(0, positions)
+        fields[at + LOWER] = vector.between(0, 2 * positions)
+        fields[at + UPPER] = vector.between(0, 2 * positions - size)
+        whole = positions == size and sweep.value_step == 1 and _is_whole(sweep, extremes, a, b, size)
         fields[at + WHOLE] = 1 if whole else 0
         for k in range(count):
-            masks[(v - first) * count + k] = -1 if whole else 0
+            masks[v * count + k] = -1 if whole else 0
         if not whole:
-            _set_masks(masks, (v - first) * count, sweep, taps, limits, a, b, positions)
+            _set_masks(masks, v * count, sweep, taps, limits, a, b, positions)
+        at += FIELDS
+        b += size
+        while b >= sweep.columns:
+            a, b = a + 1, b - sweep.columns if sweep.flat != 0 else 0
     return fields, masks
 
 
@@ -187,14 +197,22 @@ def _limits(sweep, taps):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _is_whole(sweep, taps, a, b, size):  # type: ignore[no-untyped-def]
-    """Return whether every tap is inside for all lanes of the vector from (a, b) on, which does not leave its row."""
-    y, x, last = a * sweep.step_h, b * sweep.step_w, (b + size - 1) * sweep.step_w
-    inside = b + size <= sweep.columns
+def _extremes(taps):  # type: ignore[no-untyped-def]
+    """Return the first and the last row and column of the taps and their position."""
+    top, bottom, left, right = 0, 0, 0, 0
     for k in range(taps.size // TAP):
         dy, dx = taps[k * TAP + DY], taps[k * TAP + DX]
-        inside = inside and 0 <= y + dy < sweep.height and x + dx >= 0 and last + dx < sweep.width
-    return inside
+        top, bottom, left, right = min(top, dy), max(bottom, dy), min(left, dx), max(right, dx)
+    return top, bottom, left, right
+
+
+@inlined
+def _is_whole(sweep, extremes, a, b, size):  # type: ignore[no-untyped-def]
+    """Return whether every tap is inside for all lanes of the vector from (a, b) on, which does not leave its row."""
+    y, x, last = a * sweep.step_h, b * sweep.step_w, (b + size - 1) * sweep.step_w
+    top, bottom, left, right = extremes
+    inside = b + size <= sweep.columns and y + top >= 0 and y + bottom < sweep.height
+    return inside and x + left >= 0 and last + right < sweep.width
 
 
 @inlined
