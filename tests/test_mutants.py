@@ -171,7 +171,10 @@ def test_survivors_of_a_report_are_taken_out_to_run_again(tmp_path: Path) -> Non
     first.write(tmp_path / "report.json", 4, 0)
     assert second.read(tmp_path / "report.json") == (4, 0)
     assert second.kinds() == first.kinds()
-    assert [key(mutant) for mutant in second.take_survivors()] == [key(reverse)]
+    second.take_survivors([boundary, *others])
+    assert second.kinds() == first.kinds()
+    second.take_survivors([reverse])
+    assert [result.verdict for result in second.results] == [SURVIVED, KILLED]
     second.add(Result(reverse, KILLED))
     assert second.kinds()[-1]["kill rate"] == 1
 

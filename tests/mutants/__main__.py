@@ -69,9 +69,10 @@ def main() -> int:
     report = Report(reasons("equivalent"), reasons("survivor"))
     if options.again:
         options.sample, options.seed = report.read(options.json)
-        report.take_survivors()
+    todo = chosen(options)
+    report.take_survivors(todo)
     done = {(result.mutant.line, key(result.mutant)) for result in report.results}
-    todo = [mutant for mutant in chosen(options) if (mutant.line, key(mutant)) not in done]
+    todo = [mutant for mutant in todo if (mutant.line, key(mutant)) not in done]
     if options.list:
         for mutant in todo:
             console.print(described(mutant))

@@ -50,11 +50,10 @@ class Report:
         """Return the mutants that live though they are not known to be equivalent."""
         return [r.mutant for r in self.results if r.verdict == SURVIVED and key(r.mutant) not in self.equivalent]
 
-    def take_survivors(self) -> list[Mutant]:
-        """Remove the survivors from the results, for another run, and return them."""
-        taken = self.survivors()
-        self.results = [r for r in self.results if r.mutant not in taken]
-        return taken
+    def take_survivors(self, among: Sequence[Mutant]) -> None:
+        """Remove the survivors that are among some mutants from the results, for another run."""
+        again = {(m.line, key(m)) for m in among} & {(m.line, key(m)) for m in self.survivors()}
+        self.results = [r for r in self.results if (r.mutant.line, key(r.mutant)) not in again]
 
     def sources(self) -> list[dict[str, Any]]:
         """Return the counts of each source."""
