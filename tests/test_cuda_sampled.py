@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_emulator import ORDERS, emulated, emulator_unavailable
-from emulated import EmulatedCupy
+from emulated import EmulatedCupy, EmulatedNumba
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cuda_c import check, check_normal, normal
@@ -173,13 +173,20 @@ def test_only_needed_gradients_are_launched(needs: tuple[str, ...], launched: li
 
 
 @emulation
+@pytest.mark.parametrize("absent", [(), (3,), (4,), (3, 4)], ids=["both attentions", "positions", "samples", "none"])
 @pytest.mark.parametrize("reduce", ["sum", "max"])
-def test_workspace_is_as_small_as_documented(reduce: str) -> None:
-    arrays = ls_dfn_arrays("float32", 2, 9, 3, 4, 5, 3, 3)
-    cuda = check_ls_dfn(arrays, 3, reduce=reduce)
-    pixels, outputs = 2 * 4 * 5, 2 * 3 * 4 * 5
+def test_workspace_is_as_small_as_documented(reduce: str, absent: tuple[int, ...]) -> None:
+    """Neither samples, nor kernels, nor shifted features are stored."""
+    N, C, O, H, W, s = 2, 19, 10, 5, 9, 3  # noqa: E741
+    arrays = ls_dfn_arrays("float32", N, C, O, H, W, s, 3)
+    arrays = tuple(None if number in absent else array for number, array in enumerate(arrays))
+    call = Call(LS_DFN, arrays, {"samples": s, "sample_stride": 2, "reduce": reduce})
+    pixels, outputs = N * H * W, N * O * H * W
     backward = [pixels, outputs, pixels] if reduce == "max" else [pixels, pixels]
-    assert cuda.workspaces == [pixels, *backward]
+    for cuda in (EmulatedCupy(LS_DFN), EmulatedNumba()):
+        cuda.forward(call)
+        cuda.backward(call, normal("float32", N, O, H, W))
+        assert cuda.workspaces == [pixels, *backward]
 
 
 @emulation
