@@ -18,7 +18,7 @@ from dynk.kernels.common import cuda_launch
 from dynk.kernels.sampled import cupy_raw
 from dynk.kernels.sampled.geometry import REDUCTIONS, SampleGeometry
 from dynk.sampled import DYNAMIC_FILTER, LS_DFN
-from dynk.testing import Call, strategies
+from dynk.testing import Call, assert_close, strategies
 
 emulation = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulator_unavailable()))
 each_operator = pytest.mark.parametrize("op", [DYNAMIC_FILTER, LS_DFN], ids=lambda op: op.name)
@@ -99,6 +99,20 @@ def test_many_channels(dtype: str, channels: int) -> None:
 def test_long_sums_are_staged() -> None:
     check_ls_dfn(ls_dfn_arrays("float32", 1, 2, 70, 3, 4, 9), 9)
     check_ls_dfn(ls_dfn_arrays("float32", 1, 2, 1, 9, 10, 1, 9), 1)
+
+
+@emulation
+@pytest.mark.parametrize("dense", [False, True], ids=["ls_dfn", "dynamic_filter"])
+def test_sums_of_more_than_64_chains_have_a_third_stage(dense: bool) -> None:
+    """Of equal terms, which round alike: of one chain after the other the error would exceed the bound."""
+    x, across, s = np.full((1, 40001, 1, 1), 0.1, np.float32), np.full((1, 1, 40001, 1, 1), 0.1, np.float32), 3
+    options = {"samples": s, "sample_stride": 1, "reduce": "max"}
+    if dense:
+        call = Call(DYNAMIC_FILTER, (x, across.reshape(1, 1, 40001, 1, 1, 1, 1)), options)
+    else:
+        call = Call(LS_DFN, (x, across, None, None, None), {**options, "kernel_residual": False})
+    for cuda in (EmulatedCupy(call.op), EmulatedNumba()):
+        assert_close(cuda.forward(call), *call.expected_forward())
 
 
 @emulation

@@ -371,6 +371,26 @@ def test_wrong_author_layouts(shape: Any, dims: Any, message: str) -> None:
         to_author_layout(np.zeros((4, 5)))
 
 
+def equal_terms(dtype: str, C: int, O: int) -> Call:  # noqa: E741
+    """Return a call on one pixel whose sums over channels round alike at every term: chains too long would show."""
+    x, across = np.full((1, C, 1, 1), 0.1), np.full((1, O, C, 1, 1), 0.1)
+    options = {"samples": 1, "sample_stride": 1, "kernel_residual": False}
+    return Call(LS_DFN, (rounded(x, dtype), rounded(across, dtype), None, None, None), options)
+
+
+@each_lane
+@pytest.mark.parametrize(("C", "O"), [(40001, 1), (1, 40001)])
+def test_sums_of_very_many_channels_are_formed_in_stages(lane: Lane, C: int, O: int) -> None:  # noqa: E741
+    call = equal_terms(lane.dtype, C, O)
+    grad_out = rounded(np.full(call.plan.out_shape, 0.1), lane.dtype)
+    assert_close(lane.forward(call), *call.expected_forward())
+    for name, gradient, expected, magnitude in zip(
+        call.op.arrays, lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True
+    ):
+        if gradient is not None:
+            assert_close(gradient, expected, magnitude, what=name)
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
