@@ -13,6 +13,7 @@ import numpy as np
 
 from dynk._operator import Plan
 from dynk.kernels.common.cuda_launch import (
+    CHAIN,
     ELEMENT,
     INDEX,
     THREADS,
@@ -35,7 +36,6 @@ SUM_SLICES = 16
 # What a thread of each kernel holds: the constants of the sources.
 SAMPLES = 8
 TAPS_OF_A_THREAD = 9
-CHAIN = 64  # terms of a sum that are added one after the other
 MAX_PIXELS = 128  # of a block of `sampled_forward`: its tiles then fit shared memory
 
 
