@@ -12,7 +12,7 @@ from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.sampled.cpu_mix import OUTS, padded_row, vectors_of_row
-from dynk.kernels.sampled.cpu_rows import CHAIN, larger, sample_geometry, share, tap_column, tap_row, to_sample
+from dynk.kernels.sampled.cpu_rows import CHAIN, is_larger, sample_geometry, share, tap_column, tap_row, to_sample
 from dynk.kernels.sampled.geometry import NONE
 
 # Numbers that kernels need in all lanes of a vector.
@@ -209,7 +209,7 @@ def choose_samples(n, outs, y, samples, out, choice, g):  # type: ignore[no-unty
         to, start = ((n * g.O + outs[k]) * g.H + y) * g.W + x, (x // size * count * OUTS + k) * size + x % size
         best = 0
         for other in range(1, count):
-            if larger(load(samples, start + other * step), load(samples, start + best * step)):
+            if is_larger(load(samples, start + other * step), load(samples, start + best * step)):
                 best = other
         if out.size > 0:
             store(out, to, load(samples, start + best * step))
