@@ -24,6 +24,7 @@ from dynk.testing import Call, assert_close, rounded, strategies, values
 each_lane = each_lane_of(LS_DFN)
 each_operator = pytest.mark.parametrize("op", [DYNAMIC_FILTER, LS_DFN], ids=lambda op: op.name)
 each_reduction = pytest.mark.parametrize("reduce", ["sum", "mean", "max", "none"])
+needs_jit = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="a case of real size takes the compiler")
 REDUCE = {"sum": np.sum, "mean": np.mean, "max": np.max}
 
 
@@ -378,6 +379,7 @@ def equal_terms(dtype: str, C: int, O: int) -> Call:  # noqa: E741
     return Call(LS_DFN, (rounded(x, dtype), rounded(across, dtype), None, None, None), options)
 
 
+@needs_jit
 @each_lane
 @pytest.mark.parametrize(("C", "O"), [(40001, 1), (1, 40001)])
 def test_sums_of_very_many_channels_are_formed_in_stages(lane: Lane, C: int, O: int) -> None:  # noqa: E741
@@ -413,7 +415,6 @@ def two_threads() -> Iterator[int]:
     numba.set_num_threads(threads)
 
 
-needs_jit = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="a case of real size takes the compiler")
 REAL = {"C": 40, "O": 22, "H": 64, "W": 64, "s": 5, "k": 3}
 PIXELS = REAL["H"] * REAL["W"]
 PADDED = 4 * (REAL["W"] + 4 * 16)  # bytes of a row and four vectors of float32
