@@ -44,7 +44,8 @@ gpu-test: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.test)
 budgets: $(VENV)/.test
 	$(BIN)/python tests/test_cuda_budgets.py --write
 
-# Plants faults in the kernels, one at a time: the tests must notice. make mutants MUTANTS="--sample 60" takes minutes.
+# Plants faults in the kernels, one at a time: the tests must notice. MUTANTS="--sample 60" draws 60 of each family and
+# language, half an hour; MUTANTS=--again runs what survived the last time.
 mutants: $(VENV)/.test
 	cd tests && PYTHONPATH=..:../adapters ../$(BIN)/python -m mutants $(MUTANTS)
 

@@ -4,8 +4,9 @@ A `Kind` knows one array library: how to read an array's metadata, how to view i
 make a new array on the same device. Kinds are found by the type of the array through `sys.modules`; no library is
 imported that the caller has not imported already.
 
-Views. On the CPU a view is a C-contiguous `np.ndarray` of the storage type (see `kernels.common.dtypes`). On CUDA it is
-a `CudaView`, which every CUDA library can wrap. Non-contiguous arrays are copied; that copy is the only one made.
+Views. On the CPU a view is an `np.ndarray` of the storage type (see `kernels.common.dtypes`). On CUDA it is a
+`CudaView`, which every CUDA library can wrap. Once all of a call is checked, `compact` copies what is not contiguous;
+that copy is the only one made.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class Kind(Protocol):
         """Return shape, dtype name and device; raises TypeError for an array no kernel could read."""
 
     def view(self, array: Any, dtype: str) -> View:
-        """Return the array's memory, a C-contiguous copy where it is not contiguous; TypeError if it has none."""
+        """Return the array's memory as it lies; TypeError if it has none."""
 
     def writable(self, array: Any) -> str | None:
         """Return why `array` cannot be written to as a C-contiguous output, None where it can and will be."""
@@ -196,14 +197,18 @@ def _numpy_dtype(name: str) -> Any:
 
 
 def numpy_view(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """Return a C-contiguous, aligned array of the storage type over the memory of `array`, or over a copy."""
+    """Return an array of the storage type over the memory of `array`, as it lies."""
     if type(array) is not np.ndarray:
         array = np.asarray(array)  # subclasses may change what indexing and reshaping mean
-    flags = array.flags
-    if not (flags.c_contiguous and flags.aligned):
-        array = np.array(array, order="C")
     storage = STORAGE[dtype]
     return array if array.dtype is storage or array.dtype == storage else array.view(storage)
+
+
+def compact(view: View | None) -> View | None:
+    """Return a view that is C-contiguous and aligned where it is the CPU's, of a copy if need be."""
+    if not isinstance(view, np.ndarray) or (view.flags.c_contiguous and view.flags.aligned):
+        return view
+    return np.array(view, order="C")
 
 
 class _Numpy:

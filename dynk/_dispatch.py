@@ -11,11 +11,24 @@ import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynk._arrays import NUMPY, Borrowed, Device, Kind, View, borrow, numpy_name, numpy_view, overlap, show_device
+from dynk._arrays import (
+    NUMPY,
+    Borrowed,
+    Device,
+    Kind,
+    View,
+    borrow,
+    compact,
+    numpy_name,
+    numpy_view,
+    overlap,
+    show_device,
+)
 from dynk._checks import brief
 from dynk._operator import Operator, Options, Shape
 from dynk.kernels.common.dtypes import INTEGERS, STORAGE
@@ -27,6 +40,7 @@ BACKENDS = {
     "numba-cuda": "run_numba_cuda",
     "reference": "run_reference",
 }
+MOST_NAMES = 64  # of a collection of arguments, more than any operator has
 _requested: ContextVar[str | None] = ContextVar("dynk_backend", default=None)
 _chosen: dict[tuple[Operator, str, str, str | None], Any] = {}
 
@@ -153,7 +167,7 @@ def forward(op: Operator, arrays: tuple[Any, ...], options: Options, out: Any, b
     else:
         view, memory = _given(name, "out", out, kind, plan.out_shape, plan.dtype, views), out
     if 0 not in plan.out_shape:
-        runner.run(op, "forward", plan, views, (view,), device, kind.stream(device))
+        runner.run(op, "forward", plan, tuple(map(compact, views)), (view,), device, kind.stream(device))
     return memory if out is not None else kind.finish(memory, plan.dtype, arrays[0])
 
 
@@ -189,18 +203,18 @@ def backward(
     outputs: list[View | None] = [None] * len(op.arrays)
     memories: list[Any] = [None] * len(op.arrays)
     written = list(views)
-    for i, (argument, needed, given) in enumerate(zip(op.arrays, wanted, given_grads, strict=True)):
-        if not needed:
-            continue
-        shape = shapes[i + 1] or ()
-        if given is None:
-            outputs[i], memories[i] = kind.allocate(shape, plan.dtype, device)
-        else:
+    for i, (argument, given) in enumerate(zip(op.arrays, given_grads, strict=True)):
+        if given is not None:
+            shape = shapes[i + 1] or ()
             outputs[i] = _given(name, f"grads.{argument}", given, kind, shape, plan.dtype, tuple(written))
             written.append(outputs[i])
             memories[i] = given
+    for i, (needed, given) in enumerate(zip(wanted, given_grads, strict=True)):
+        if needed and given is None:
+            outputs[i], memories[i] = kind.allocate(shapes[i + 1] or (), plan.dtype, device)
     if any(view is not None and 0 not in view.shape for view in outputs):
-        runner.run(op, "backward", plan, views, tuple(outputs), device, kind.stream(device))
+        inputs = tuple(map(compact, views))
+        runner.run(op, "backward", plan, inputs, tuple(outputs), device, kind.stream(device))
     return tuple(
         memory if memory is None or memory is given else kind.finish(memory, plan.dtype, grad_out)
         for memory, given in zip(memories, given_grads, strict=True)
@@ -319,12 +333,15 @@ def _wanted(op: Operator, function: str, borrowed: Borrowed, needs: Any, given: 
 
 
 def _names(function: str, needs: Any) -> tuple[str, ...]:
-    """Return the argument names of a collection, which may be one that can be walked only once."""
+    """Return the argument names of a collection, which may be one that can be walked only once, or that never ends."""
     try:
-        names = () if isinstance(needs, str) else tuple(needs)
+        names = () if isinstance(needs, str) else tuple(islice(needs, MOST_NAMES + 1))
     except Exception:  # whatever keeps it from being walked
         names = (None,)
     if isinstance(needs, str) or not all(isinstance(name, str) for name in names):
         msg = f"{function}: needs must be a collection of argument names, got {brief(needs)}"
         raise TypeError(msg)
+    if len(names) > MOST_NAMES:
+        msg = f"{function}: needs must have at most {MOST_NAMES} names, got more in {brief(needs)}"
+        raise ValueError(msg)
     return names

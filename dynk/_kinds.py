@@ -93,12 +93,10 @@ def _has_tangent(torch: Any, tensor: Any) -> bool:
 
 
 def torch_view(tensor: Any, dtype: str) -> View:
-    """Return the memory of a detached dense tensor."""
+    """Return the memory of a detached dense tensor as it lies."""
     if tensor.is_cuda:
         strides = tuple(step * ITEMSIZE[dtype] for step in tensor.stride())
         return CudaView(tensor, tensor.data_ptr(), tuple(tensor.shape), dtype, tensor.device.index or 0, strides)
-    if not tensor.is_contiguous():
-        tensor = tensor.contiguous()
     if dtype == "bfloat16":
         return np.asarray(tensor.view(loaded("torch").uint16).numpy())
     array: npt.NDArray[Any] = tensor.numpy()

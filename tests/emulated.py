@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from cuda_emulator import RawModule, fake_cupy
 
-from dynk._arrays import numpy_view
+from dynk._arrays import compact, numpy_view
 from dynk._operator import Operator
 from dynk.kernels import common
 from dynk.kernels.common.dtypes import STORAGE
@@ -149,7 +149,7 @@ def _signature(expression: str) -> list[str]:
 
 def _stored(arrays: tuple[Any, ...], dtype: str) -> list[Any]:
     """Return inputs as launch functions take them, and read-only, so that the emulator reports a write."""
-    stored = [None if array is None else numpy_view(array, dtype).view() for array in arrays]
+    stored = [None if array is None else compact(numpy_view(array, dtype)).view() for array in arrays]
     for array in stored:
         if array is not None:
             array.flags.writeable = False

@@ -7,7 +7,7 @@ from typing import Any
 
 import dynk_jax
 import dynk_torch
-import fuzz_values
+import fuzz_dlpack
 import jax
 import numpy as np
 import torch
@@ -156,4 +156,4 @@ def convert(array: Any, kind: str) -> Any:
         return torch.from_numpy(array)
     if kind == "JAX":
         return jax.device_put(array)
-    return fuzz_values.Producer(array.__dlpack__) if kind == "DLPack" else array
+    return fuzz_dlpack.Producer(array.__dlpack__) if kind == "DLPack" else array

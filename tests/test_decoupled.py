@@ -118,19 +118,40 @@ def test_sums_of_several_chains(lane: Lane, image: Any, kernel: Any, combine: st
 
 
 @each_lane
+@pytest.mark.parametrize("image", [(1, 2049, 1, 1), (1, 1, 1, 20490)], ids=["channels", "columns"])
+def test_a_sum_of_thousands_of_equal_terms(lane: Lane, image: Any) -> None:
+    """Added one by one, each is rounded the same way, and the error exceeds the bound."""
+    N, C, H, W = image
+    x, spatial, channel = (
+        rounded(np.full(shape, 0.1), lane.dtype) for shape in (image, (N, 1, 1, 1, H, W), (N, C, 1, 1))
+    )
+    call, grad_out = Call(DDF, (x, spatial, channel), {}), rounded(np.ones(image), lane.dtype)
+    for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
+        assert_close(gradient, want, terms)
+
+
+@each_lane
 @pytest.mark.parametrize(
-    ("image", "kernel", "stride"),
-    [((2, 6, 51, 70), 7, 1), ((2, 12, 9, 11), 3, 2), ((2, 12, 9, 11), 5, 3), ((2, 12, 9, 11), 3, 1)],
-    ids=["bands", "stride 2", "stride 3", "channels"],
+    ("image", "groups", "kernel", "stride"),
+    [
+        ((2, 5, 46, 47), 1, 7, 1),
+        ((1, 34, 32, 33), 17, 1, 1),
+        ((2, 12, 9, 11), 2, 3, 2),
+        ((2, 12, 9, 11), 2, 5, 3),
+        ((2, 12, 9, 11), 2, 3, 1),
+    ],
+    ids=["bands", "blocks", "stride 2", "stride 3", "channels"],
 )
 @pytest.mark.parametrize("combine", ["mul", "add"])
-def test_many_channels_and_large_planes(lane: Lane, image: Any, kernel: int, stride: int, combine: str) -> None:
+def test_many_channels_and_large_planes(
+    lane: Lane, image: Any, groups: int, kernel: int, stride: int, combine: str
+) -> None:
     """Kernels take several channels at once, and cut a large plane into parts whose sums must not mix."""
     N, C, H, W = image
     anchors = -(-H // stride), -(-W // stride)
     arrays = (
         normal(lane.dtype, *image),
-        normal(lane.dtype, N, 2, kernel, kernel, *anchors),
+        normal(lane.dtype, N, groups, kernel, kernel, *anchors),
         normal(lane.dtype, N, C, kernel, kernel),
     )
     call = Call(DDF, arrays, {"combine": combine, "stride": stride})
@@ -138,6 +159,26 @@ def test_many_channels_and_large_planes(lane: Lane, image: Any, kernel: int, str
     grad_out = normal(lane.dtype, N, C, *anchors, seed=1)
     for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
         assert_close(gradient, want, terms)
+
+
+@each_lane
+@pytest.mark.parametrize(
+    ("image", "kernel", "options"),
+    [
+        ((1, 20, 1, 5), (3, 3), {"dilation": 5}),
+        ((2, 9, 2, 20), (3, 3), {"dilation": 2}),
+        ((1, 9, 8, 3), (1, 3), {"stride": (8, 1)}),
+    ],
+    ids=["before", "behind", "outputs"],
+)
+def test_vectors_beyond_the_first_or_the_last_image(lane: Lane, image: Any, kernel: Any, options: Any) -> None:
+    """Kernels that read whole vectors of four channels must not where these would leave the array."""
+    call = Call(DDF, (normal(lane.dtype, *image), None, normal(lane.dtype, *image[:2], *kernel)), options)
+    assert_close(lane.forward(call), *call.expected_forward())
+    grad_out = normal(lane.dtype, *call.plan.out_shape, seed=1)
+    (grad_x, _, grad_channel), wants, terms = lane.backward(call, grad_out), *call.expected_backward(grad_out)
+    assert_close(grad_x, wants[0], terms[0])
+    assert_close(grad_channel, wants[2], terms[2])
 
 
 @each_lane
@@ -281,10 +322,11 @@ def test_scale_and_shift_broadcast_as_in_numpy(lane: Lane, shape: tuple[int, ...
 
 
 @each_lane
-def test_gradients_of_parameters_are_summed_in_parts(lane: Lane) -> None:
+@pytest.mark.parametrize(("kh", "H", "W"), [(2, 70, 5), (1, 130, 2)])
+def test_gradients_of_parameters_are_summed_in_parts(lane: Lane, kh: int, H: int, W: int) -> None:
     """Over so many filters that every kernel splits the sum; several elements, whose parts must not mix."""
-    f = normal(lane.dtype, 2, 3, 2, 2, 70, 5)
-    scale, shift = normal(lane.dtype, 3, 1, 1, 1, 5), normal(lane.dtype, 3, 2, 1, 1, 5)
+    f = normal(lane.dtype, 2, 3, kh, 2, H, W)
+    scale, shift = normal(lane.dtype, 3, 1, 1, 1, W), normal(lane.dtype, 3, kh, 1, 1, W)
     call = Call(FILTER_NORM, (f, scale, shift), {"axes": (2, 3)})
     grad_out = normal(lane.dtype, *f.shape, seed=1)
     for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):

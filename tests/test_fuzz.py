@@ -23,7 +23,8 @@ pytest.importorskip("jax", reason="JAX is not installed")
 pytest.importorskip("resource", reason="this system limits no memory")
 
 import fuzz_worker
-from fuzz_corruptions import DIMENSIONS, malformed
+from fuzz_arrays import DIMENSIONS
+from fuzz_corruptions import malformed
 
 # What hostile values are made of.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(256, 1) f(const T* __restrict__ x, T* out) {
             "if (threadIdx.x < 8) out[threadIdx.x] = x[1] * T(b);",
             "if (threadIdx.x < 8) out[threadIdx.x] = x[0] + T(b);",
         ),
-        *("if (threadIdx.x < 8) out[threadIdx.x] = y[0] * T(b);", "if (threadIdx.x < 8) ;"),
+        "if (threadIdx.x < 8) ;",
     ]
     assert changes(tmp_path, "toy.cu", code) == {("__syncthreads();", ";"), *((line, new) for new in several)}
 
@@ -94,7 +94,8 @@ def steps(n):
     return n
 
 def pixels(H):
-    return H * 3
+    W = H * 3
+    return W
 """
 TOY_TEST = """from toy import largest, pixels, steps
 
@@ -132,7 +133,7 @@ def test_verdicts(tmp_path: Path) -> None:
     assert results["if value > top:", "if value >= top:"] == SURVIVED  # the same largest value
     assert results["if value > top:", "if value <= top:"] == KILLED
     assert results["n -= 1", "n = 1"] == TIMEOUT
-    assert results["return H * 3", "return W * 3"] == INVALID  # there is no W
+    assert results["W = H * 3", "W = W * 3"] == INVALID  # there is no W yet
     assert (tmp_path / "tests" / "toy.py").read_text() == TOY
 
 
@@ -153,11 +154,26 @@ def test_report_counts_and_names_survivors(tmp_path: Path) -> None:
     for mutant, verdict in ((boundary, SURVIVED), (reverse, SURVIVED), (others[0], KILLED), (others[1], INVALID)):
         report.add(Result(mutant, verdict))
     assert report.survivors() == [reverse]
-    *_, row = report.rows()
+    *_, row = report.kinds()
     assert list(row.values()) == ["all", 4, 1, 1, 1, 0, 1, 0.5]
-    report.write(tmp_path / "report.json", seed=0)
+    assert [row["source"] for row in report.sources()] == ["toy.py"]
+    report.write(tmp_path / "report.json", 4, 0)
     written = json.loads((tmp_path / "report.json").read_text())
     assert [written[kind][0]["reason"] for kind in ("equivalent", "survivors")] == ["n is odd", "n is small"]
+
+
+def test_survivors_of_a_report_are_taken_out_to_run_again(tmp_path: Path) -> None:
+    changes(tmp_path, "toy.py", "def f(n):\n    return n < 2\n")
+    boundary, reverse, *others = mutants(tmp_path, "toy.py")
+    first, second = (Report({key(boundary): "n is odd"}, {}) for _ in range(2))
+    for mutant, verdict in ((boundary, SURVIVED), (reverse, SURVIVED), (others[0], KILLED)):
+        first.add(Result(mutant, verdict, "by a test"))
+    first.write(tmp_path / "report.json", 4, 0)
+    assert second.read(tmp_path / "report.json") == (4, 0)
+    assert second.kinds() == first.kinds()
+    assert [key(mutant) for mutant in second.take_survivors()] == [key(reverse)]
+    second.add(Result(reverse, KILLED))
+    assert second.kinds()[-1]["kill rate"] == 1
 
 
 def test_every_kernel_source_has_mutants_and_tests() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tracemalloc
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -18,7 +17,7 @@ from lanes import Lane, bits, each_lane_of
 import dynk
 from dynk import _dispatch
 from dynk._operator import Operator
-from dynk.sampled import DYNAMIC_FILTER, LS_DFN, from_author_layout, to_author_layout
+from dynk.sampled import DYNAMIC_FILTER, LS_DFN
 from dynk.testing import Call, assert_close, rounded, strategies, values
 
 each_lane = each_lane_of(LS_DFN)
@@ -243,6 +242,43 @@ def test_sums_of_several_chains(lane: Lane, reduce: str) -> None:
                 assert_close(gradient, want, terms)
 
 
+@each_lane
+@pytest.mark.parametrize(
+    ("reduce", "C", "O", "H", "W", "s"),
+    [("sum", 6, 5, 3, 5, 9), ("max", 6, 5, 3, 5, 9), ("none", 6, 5, 3, 5, 9), ("mean", 33, 2, 34, 1, 2)],
+)
+def test_more_than_kernels_take_at_once(lane: Lane, reduce: str, C: int, O: int, H: int, W: int, s: int) -> None:  # noqa: E741
+    """Of samples, outputs, channels and rows, with a rest of each."""
+    fill = small_integers if reduce == "max" else normal
+    shapes: list[Any] = [(1, C, H, W), (1, O, C, H, W), (1, O, 1, 2, H, W), (1, O, s, s, H, W), (1, O, 1, 2, H, W)]
+    arrays = tuple(fill(lane.dtype, *shape, seed=k) for k, shape in enumerate(shapes))
+    call = Call(LS_DFN, arrays, {"samples": s, "sample_stride": 1, "kernel_residual": False, "reduce": reduce})
+    assert_close(lane.forward(call), *call.expected_forward())
+    grad_out = fill(lane.dtype, *call.plan.out_shape)
+    results = zip(LS_DFN.arrays, lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True)
+    for name, gradient, want, terms in results:
+        assert_close(gradient, want, terms, what=name)
+
+
+@each_lane
+@each_operator
+@pytest.mark.parametrize(("C", "O"), [(2049, 1), (1, 2049)])
+def test_a_sum_of_thousands_of_equal_terms(lane: Lane, op: Operator, C: int, O: int) -> None:  # noqa: E741
+    """Added one by one, each is rounded the same way, and the error exceeds the bound."""
+    x, kernel = rounded(np.full((1, C, 1, 1), 0.1), lane.dtype), rounded(np.ones((1, O, C, 1, 1)), lane.dtype)
+    if op is LS_DFN:
+        call = Call(op, (x, kernel, None, None, None), {"samples": 1, "sample_stride": 1, "kernel_residual": False})
+    else:
+        call = Call(op, (x, kernel.reshape(1, O, C, 1, 1, 1, 1)), {})
+    grad_out = rounded(np.full(call.plan.out_shape, 0.1), lane.dtype)
+    number = float(values(x)[0, 0, 0, 0])
+    # Not against the reference, whose own sums are not formed in stages.
+    for result, want in zip(
+        (lane.forward(call), *lane.backward(call, grad_out)), (C * number, O * number, number**2), strict=False
+    ):
+        assert_close(result, np.full(result.shape, want), want)
+
+
 # ---- borders ---------------------------------------------------------------------------------------------------------
 
 
@@ -310,66 +346,6 @@ def test_max_has_no_further_derivative(max_of: str) -> None:
     options = op.canonical(samples=2, sample_stride=1, reduce="max")
     with pytest.raises(NotImplementedError, match=f'{max_of}: reduce must not be "max"'):
         op.derivative(0, None, (None,) * len(op.arrays), options)
-
-
-# ---- the authors' layout ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
-@given(data=st.data())
-def test_author_layout_and_back(library: str, data: st.DataObject) -> None:
-    dims = data.draw(st.lists(st.integers(1, 4), max_size=3))
-    N, H, W = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
-    shape = (N, H, W, math.prod(dims))
-    array = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
-    given = array
-    if library == "torch":
-        given = pytest.importorskip("torch", reason="PyTorch is not installed").from_numpy(array)
-    elif library == "jax":
-        given = pytest.importorskip("jax.numpy", reason="JAX is not installed").asarray(array)
-    ours = from_author_layout(given, *dims)
-    np.testing.assert_array_equal(np.asarray(ours), np.moveaxis(array, 3, 1).reshape(N, *dims, H, W))
-    np.testing.assert_array_equal(np.asarray(to_author_layout(ours)), array)
-
-
-def test_a_layer_in_the_authors_layout() -> None:
-    """Their tensors through `ls_dfn`: sample b*O + o of their output is ours, and the mean theirs."""
-    rng = np.random.default_rng(0)
-    N, H, W, C, O, k, s = 1, 5, 6, 2, 3, 3, 2  # noqa: E741
-    theirs = {name: rng.standard_normal((N, H, W, size)) for name, size in (("x", C), ("across", O * C))}
-    theirs["within"] = rng.standard_normal((N, H, W, O * k * k))
-    arrays = (
-        from_author_layout(theirs["x"], C),
-        from_author_layout(theirs["across"], O, C),
-        from_author_layout(theirs["within"], O, k, k),
-    )
-    options = {"samples": s, "sample_stride": 2}
-    samples = to_author_layout(Call(LS_DFN, (*arrays, None, None), {**options, "reduce": "none"}).forward())
-    mean = to_author_layout(Call(LS_DFN, (*arrays, None, None), {**options, "reduce": "mean"}).forward())
-    assert samples.shape == (N, H, W, s * s * O)
-    np.testing.assert_allclose(samples.reshape(N, H, W, s * s, O).mean(3), mean, rtol=1e-12, atol=1e-12)
-    # Output 1 of the sample at the pixel itself, the first of an even grid, at an inner pixel.
-    y, x, o = 2, 3, 1
-    taps = theirs["within"][0, y, x].reshape(O, k, k)[o]
-    patch = theirs["x"][0, y - 1 : y + 2, x - 1 : x + 2].sum(-1)
-    mixed = theirs["across"][0, y, x].reshape(O, C)[o] + 1 / C
-    expected = (taps * patch).sum() + mixed @ theirs["x"][0, y, x]
-    np.testing.assert_allclose(samples[0, y, x, 0 * O + o], expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("shape", "dims", "message"),
-    [
-        ((2, 3, 4), (4,), r"array must have shape \[N, H, W, 4\], got \[2, 3, 4\]"),
-        ((2, 3, 4, 5), (2, 3), r"array must have shape \[N, H, W, 2\*3\], got \[2, 3, 4, 5\]"),
-        ((2, 3, 4, 6), (2, 0), "dims must lie between 1"),
-    ],
-)
-def test_wrong_author_layouts(shape: Any, dims: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"from_author_layout: {message}"):
-        from_author_layout(np.zeros(shape), *dims)
-    with pytest.raises(ValueError, match=r"to_author_layout: array must have shape \(N, \*dims, H, W\), got \(4, 5\)"):
-        to_author_layout(np.zeros((4, 5)))
 
 
 def equal_terms(dtype: str, C: int, O: int) -> Call:  # noqa: E741

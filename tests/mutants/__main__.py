@@ -18,7 +18,7 @@ from rich.table import Table
 
 from .mutate import Mutant, mutants
 from .report import Report, key, reasons
-from .run import SURVIVED, run_all, sources
+from .run import SURVIVED, kind_of, run_all, sources
 
 ROOT = Path(__file__).parents[2]
 ENOUGH = 0.9
@@ -30,9 +30,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", metavar="TEXT", help="only sources whose path holds this (repeatable)"
     )
-    parser.add_argument("--sample", type=int, metavar="N", help="at most N mutants of each source, drawn at random")
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="at most N mutants of each family and language, drawn at random"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this time; the order is random")
+    parser.add_argument(
+        "--again", action="store_true", help="go on with the sample of the report, and run what survived again"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="mutants tested at a time (default 2)")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument(
@@ -46,28 +51,32 @@ def arguments() -> argparse.Namespace:
 
 def chosen(options: argparse.Namespace) -> list[Mutant]:
     """Return the mutants that were asked for."""
-    picked = []
+    kinds: dict[str, list[Mutant]] = {}
     for path in sources(ROOT):
         if options.only is None or any(text in path for text in options.only):
-            found = mutants(ROOT, path)
-            if options.sample is not None and options.sample < len(found):
-                numbers = random.Random(f"{options.seed} {path}").sample(range(len(found)), options.sample)
-                found = [found[number] for number in numbers]
-            picked += found
+            kinds.setdefault(kind_of(path), []).extend(mutants(ROOT, path))
+    picked = []
+    for kind, found in kinds.items():
+        number = min(len(found), len(found) if options.sample is None else options.sample)
+        picked += random.Random(f"{options.seed} {kind}").sample(found, number)
     random.Random(options.seed).shuffle(picked)  # what is done when time is up is a fair sample
     return picked
 
 
 def main() -> int:
-    """Run, print and write the report; the exit status is 1 if a source has too many survivors."""
+    """Run, print and write the report; the exit status is 1 if a kind of sources has too many survivors."""
     options, console = arguments(), Console()
-    todo = chosen(options)
+    report = Report(reasons("equivalent"), reasons("survivor"))
+    if options.again:
+        options.sample, options.seed = report.read(options.json)
+        report.take_survivors()
+    done = {(result.mutant.line, key(result.mutant)) for result in report.results}
+    todo = [mutant for mutant in chosen(options) if (mutant.line, key(mutant)) not in done]
     if options.list:
         for mutant in todo:
             console.print(described(mutant))
         return 0
     os.nice(5)
-    report = Report(reasons("equivalent"), reasons("survivor"))
     columns = (
         TextColumn("mutants"),
         BarColumn(),
@@ -84,9 +93,9 @@ def main() -> int:
                 progress.console.print(f"[yellow]survived[/] {described(result.mutant)}")
             progress.update(task, advance=1, now=f"{len(report.survivors())} survived")
             progress.refresh()
+            report.write(options.json, options.sample, options.seed)
     show(report, console)
-    report.write(options.json, sample=options.sample, seed=options.seed)
-    return int(any(row["kill rate"] < ENOUGH for row in report.rows()))
+    return int(any(row["kill rate"] < ENOUGH for row in report.kinds()))
 
 
 def _until(todo: list[Mutant], minutes: float) -> Iterator[Mutant]:
@@ -103,9 +112,9 @@ def described(mutant: Mutant) -> str:
 
 def show(report: Report, console: Console) -> None:
     """Print the counts."""
-    rows = report.rows()
+    rows = report.sources()
     table = Table(*rows[0])
-    for row in rows:
+    for row in (*rows, *report.kinds()):
         table.add_row(
             *(
                 f"{value:.1%}" if isinstance(value, float) else str(value).removeprefix("dynk/kernels/")

@@ -98,6 +98,8 @@ _PAIRS = (
 )
 # Names that are easily taken for one another.
 SWAPS = {one: other for pair in map(str.split, _PAIRS) for one, other in (pair, pair[::-1])}
+# Those that are there without being declared; where the other name is not, a swap would make no program.
+BUILTINS = {"min", "max"}
 
 
 def _neighbours(number: int) -> tuple[int, ...]:
@@ -139,7 +141,9 @@ def _python_edits(code: str) -> Iterator[Edit]:
         at = code.index(symbol, begin, end)
         return at, at + len(symbol)
 
-    for node in _nodes(ast.parse(code)):
+    tree = ast.parse(code)
+    attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node, names in _nodes(tree):
         match node:
             case ast.Compare(left=left, ops=[operator], comparators=[right]) if type(operator) in _SYMBOLS:
                 symbol = _SYMBOLS[type(operator)]
@@ -164,9 +168,9 @@ def _python_edits(code: str) -> Iterator[Edit]:
                     yield Edit(*span(node), str(other), "constant")
             case ast.Constant(value=float(number)):
                 yield Edit(*span(node), str(number + 1), "constant")
-            case ast.Name(id=name) if name in SWAPS and isinstance(node.ctx, ast.Load):
+            case ast.Name(id=name) if SWAPS.get(name) in names and isinstance(node.ctx, ast.Load):
                 yield Edit(*span(node), SWAPS[name], "index")
-            case ast.Attribute(value=owner, attr=name) if name in SWAPS:
+            case ast.Attribute(value=owner, attr=name) if SWAPS.get(name) in attributes:
                 yield Edit(span(owner)[1] + 1, span(node)[1], SWAPS[name], "index")
             case ast.IfExp(body=body, orelse=other):
                 yield Edit(*span(node), code[slice(*span(body))], "branch")
@@ -185,16 +189,20 @@ def _python_edits(code: str) -> Iterator[Edit]:
                     yield Edit(span(first)[0], span(first)[0], "1, ", "boundary")
 
 
-def _nodes(tree: ast.Module) -> Iterator[ast.AST]:
-    """Yield the nodes of function bodies and of the values of constants."""
+def _nodes(tree: ast.Module) -> Iterator[tuple[ast.AST, set[str]]]:
+    """Yield the nodes of function bodies and of the values of constants, with the names that there are."""
+    imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     for statement in tree.body:
         match statement:
             case ast.FunctionDef(body=body):
-                has_docstring = ast.get_docstring(statement) is not None
-                for inner in body[has_docstring:]:
-                    yield from ast.walk(inner)
+                inner = [node for part in body[ast.get_docstring(statement) is not None :] for node in ast.walk(part)]
+                names = (
+                    imported | BUILTINS | {node.arg for node in ast.walk(statement.args) if isinstance(node, ast.arg)}
+                )
+                names |= {node.id for node in inner if isinstance(node, ast.Name)}
+                yield from ((node, names) for node in inner)
             case ast.Assign(value=ast.Constant() | ast.BinOp()):
-                yield from ast.walk(statement.value)
+                yield from ((node, BUILTINS) for node in ast.walk(statement.value))
 
 
 # ---- CUDA C++ --------------------------------------------------------------------------------------------------------
@@ -234,8 +242,9 @@ def _cuda_edits(code: str) -> Iterator[Edit]:
     for at in _NUMBER.finditer(text):
         for other in _neighbours(int(at[0])):
             yield Edit(*at.span(), str(other), "constant")
+    names = BUILTINS.union(_NAME.findall(text))
     for at in _NAME.finditer(text):
-        if at[0] in SWAPS and not _is_declared(text, *at.span()):
+        if SWAPS.get(at[0]) in names and not _is_declared(text, *at.span()):
             yield Edit(*at.span(), SWAPS[at[0]], "index")
     for at in _AXIS.finditer(text):
         for axis in set("xyz") - {at[2]}:

@@ -7,6 +7,8 @@ emulator.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import re
@@ -15,6 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,60 +29,73 @@ from .mutate import Mutant
 SOURCES = ("dynk/kernels/*/cpu*.py", "dynk/kernels/*/*.cu", "dynk/kernels/*/*.cuh")
 NEEDED = ("dynk", "tests", "pyproject.toml")
 
-# A stage has hung after this many seconds and five times what it takes without a mutant.
-_HANG = 10
+# A stage has hung after this much more of the processor's time, in seconds, than three times what it takes without a
+# mutant; or after so much time by the clock, if it waits for something that never comes.
+_HANG, _WAIT = 10, 120
 
 Selection = tuple[str, ...]
+Limit = tuple[float, float]  # of the processor's time, and by the clock
 
 _OPERATORS, _FAMILIES, _CUDA = "tests/test_operators.py", "tests/test_decoupled.py", "tests/test_cuda_c.py"
 _COMMON, _TILED = "tests/test_cuda_common.py", "tests/test_cuda_tiles.py"
 _SAMPLED, _CUDA_SAMPLED = "tests/test_sampled.py", "tests/test_cuda_sampled.py"
-_EQUATIONS = "equal and reference"
-_CPU: tuple[Selection, ...] = (
-    (_OPERATORS, "-k", "smoke and cpu-float32"),
-    (_OPERATORS, "-k", f"{_EQUATIONS} and cpu-float32"),
-    (_FAMILIES, "-k", "cpu-float32"),
-    (_OPERATORS, "-k", "only_needed and cpu-float32 and not upsample"),
-    (_OPERATORS, "-k", "smoke and (cpu-float64 or cpu-float16)"),
-    (_FAMILIES, "-k", "cpu-float64"),
-    (_OPERATORS, "-k", "poison and cpu-float32 and not upsample"),
+_NORM_TESTS = (
+    "deviation or equal_taps or huge or offset or axes or broadcast or parameters or side_by_side or dimensions"
 )
-_CPU_SAMPLES: tuple[Selection, ...] = (
-    (_OPERATORS, "-k", "smoke and cpu-float32 and (ls_dfn or dynamic_filter)"),
-    (_OPERATORS, "-k", f"{_EQUATIONS} and cpu-float32 and (ls_dfn or dynamic_filter)"),
-    (_SAMPLED, "-k", "cpu-float32"),
-    (_OPERATORS, "-k", "only_needed and cpu-float32 and (ls_dfn or dynamic_filter)"),
-    (_OPERATORS, "-k", "smoke and (cpu-float64 or cpu-float16) and (ls_dfn or dynamic_filter)"),
-    (_OPERATORS, "-k", "poison and cpu-float32 and (ls_dfn or dynamic_filter)"),
+
+
+def _cpu(operators: str, quick: str, family: str, its_tests: str, long: str, some: str) -> tuple[Selection, ...]:
+    """Return the tests of operators on the CPU, only `some` of those that take long."""
+    own, other = f"cpu-float32 and ({operators})", f"(cpu-float64 or cpu-float16) and ({operators})"
+    return (
+        (_OPERATORS, "-k", f"{quick} and {own}"),
+        (family, "-k", f"cpu-float32 and ({its_tests}) and not {long}"),
+        (family, "-k", f"cpu-float32 and ({its_tests}) and {long} and ({some})"),
+        (_OPERATORS, "-k", f"(smoke or equal and reference) and not ({quick}) and {own}"),
+        (_OPERATORS, "-k", f"{quick} and {other}"),
+        (_OPERATORS, "-k", f"(only_needed or poison and inf) and {own} and not upsample"),
+    )
+
+
+_CPU_FILTERS = _cpu("ddf or ddf_upsample", "smoke", _FAMILIES, f"not ({_NORM_TESTS})", "bands", "mul")
+_CPU_NORM = _cpu("filter_norm", "smoke", _FAMILIES, _NORM_TESTS, "side_by_side", "scale")
+_CPU_DYNAMIC = _cpu(
+    "dynamic_filter", "smoke", _SAMPLED, "not ls_dfn and not attention", "several_chains", "mean or max"
 )
+_CPU_SAMPLES = _cpu("ls_dfn", "equal and reference", _SAMPLED, "not dynamic_filter", "several_chains", "mean or max")
+_SOME_FILTERS = "filters_equal and (float32 or float16)"
 _FILTERS: tuple[Selection, ...] = (
     (_CUDA, "-k", "own_group or pixels or channels"),
-    (_CUDA, "-k", "filters_equal and (float32 or float16)"),
-    (_CUDA, "-k", "not compile and not norm"),
+    (_CUDA, "-k", _SOME_FILTERS),
+    (_CUDA, "-k", f"(filters_equal or order or needed or 64_bit) and not ({_SOME_FILTERS})"),
 )
 _TILES: tuple[Selection, ...] = (
-    (_TILED, "-k", "normal"),
-    (_TILED, "-k", "reference and (float32 or float16)"),
-    (_TILED, "-k", "not compiles"),
+    (_TILED, "-k", "full_or_not"),
+    (_TILED, "-k", "many_tiles and busy and mul"),
+    (_TILED, "-k", "(normal or outside) and not (many_tiles and busy and mul)"),
+    (_TILED, "-k", "reference"),
+    (_TILED, "-k", "order or alignment"),
 )
 _NORM: tuple[Selection, ...] = (
     (_CUDA, "-k", "norm_equals and float32"),
     (_CUDA, "-k", "filters_are_summed or equal_taps"),
-    (_CUDA, "-k", "norm or filters_are_summed or 64_bit"),
+    (_CUDA, "-k", "norm_equals and not float32 or 64_bit"),
 )
 _SAMPLES: tuple[Selection, ...] = (
     (_CUDA_SAMPLED, "-k", "absent_arguments or needed"),
-    (_CUDA_SAMPLED, "-k", "several and float32 or largest or misaligned"),
-    (_CUDA_SAMPLED, "-k", "reference and float32"),
-    (_CUDA_SAMPLED,),
+    (_CUDA_SAMPLED, "-k", "several and float32 or largest or misaligned or outside"),
+    (_CUDA_SAMPLED, "-k", "several or channels or staged"),
+    (_CUDA_SAMPLED, "-k", "reference"),
+    (_CUDA_SAMPLED, "-k", "order or 64_bit or read_by"),
 )
 # By the end of a source's name: what runs against its mutants, one after the other.
 STAGES: dict[str, tuple[Selection, ...]] = {
-    **{
-        f"sampled/cpu{part}.py": _CPU_SAMPLES
-        for part in ("", "_attention", "_dynamic", "_mix", "_products", "_rows", "_samples")
-    },
-    ".py": _CPU,
+    **{f"decoupled/cpu_norm{part}.py": _CPU_NORM for part in ("", "_rows", "_runs", "_vectors")},
+    "decoupled/cpu.py": _CPU_FILTERS,
+    "sampled/cpu_dynamic.py": _CPU_DYNAMIC,
+    "sampled/cpu_rows.py": (*_CPU_DYNAMIC, *_CPU_SAMPLES),
+    **{f"decoupled/cpu_{part}.py": _CPU_FILTERS for part in ("products", "sums", "sweep")},
+    **{f"sampled/cpu{part}.py": _CPU_SAMPLES for part in ("", "_attention", "_mix", "_products", "_samples")},
     "kernels.cu": _FILTERS,
     "tiles.cu": _TILES,
     "filter_norm.cu": _NORM,
@@ -112,6 +128,11 @@ def sources(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
+def kind_of(path: str) -> str:
+    """Return what is sampled and judged together: the sources of a family in one language."""
+    return f"{Path(path).parent.name} {'CPU' if path.endswith('.py') else 'CUDA'}"
+
+
 def stages_of(path: str) -> tuple[Selection, ...]:
     """Return the tests that run against the mutants of a source."""
     return next(stages for ending, stages in STAGES.items() if path.endswith(ending))
@@ -134,7 +155,7 @@ def run_all(
     _prepare()
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         copies = [Copy(root, Path(scratch, str(number))) for number in range(jobs)]
-        limits: dict[Selection, int] = {}
+        limits: dict[Selection, Limit] = {}
         running: dict[int, tuple[Copy, Mutant]] = {}
         try:
             for mutant in todo:
@@ -166,9 +187,10 @@ def _prepare() -> None:
     )
     sys.dont_write_bytecode = True
     import hypothesis
-    import ml_dtypes  # noqa: F401
-    import numba  # noqa: F401
-    import pytest  # noqa: F401
+
+    for name in ("ml_dtypes", "numba.cuda", "cupy", "pytest"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
     everything = [phase for phase in hypothesis.Phase if phase.name in ("explicit", "generate")]
     hypothesis.settings.register_profile(
@@ -176,7 +198,7 @@ def _prepare() -> None:
         deadline=None,
         derandomize=True,
         database=None,
-        max_examples=40,
+        max_examples=12,
         phases=everything,  # one failure is enough: none is made smaller
         suppress_health_check=list(hypothesis.HealthCheck),
     )
@@ -191,6 +213,7 @@ class Copy:
         self.outcome = folder / "outcome.json"
         self.cache = folder / "cache"
         self.changed: tuple[Path, str] | None = None
+        self.kept: set[Path] = set()  # what was compiled without a mutant
         folder.mkdir()
         self.cache.mkdir()
         for name in NEEDED:
@@ -199,7 +222,7 @@ class Copy:
             elif (root / name).exists():
                 shutil.copy(root / name, folder)
 
-    def start(self, stages: Sequence[Selection], limits: Sequence[int], mutant: Mutant | None = None) -> int:
+    def start(self, stages: Sequence[Selection], limits: Sequence[Limit], mutant: Mutant | None = None) -> int:
         """Start the tests in a child process and return its number."""
         if mutant is not None:
             path = self.folder / mutant.path
@@ -218,7 +241,7 @@ class Copy:
                 os._exit(1)
         return child
 
-    def _test(self, stages: Sequence[Selection], limits: Sequence[int]) -> None:
+    def _test(self, stages: Sequence[Selection], limits: Sequence[Limit]) -> None:
         """In the child: run the tests until one fails, and write down what happened."""
         output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
@@ -229,17 +252,20 @@ class Copy:
         sys.path.insert(0, str(self.folder))
         outcome: dict[str, Any] = {"seconds": []}
         os.environ["DYNK_COMPILE_ONE"] = "1"  # most mutants fall to the first test
-        for selection, limit in zip(stages, limits, strict=True):
-            signal.alarm(limit)  # unhandled, it ends the process
-            began = os.times().elapsed
+        for selection, (seconds, clock) in zip(stages, limits, strict=True):
+            # unhandled, they end the process
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            signal.setitimer(signal.ITIMER_REAL, clock)
+            began, clock_began = time.process_time(), time.monotonic()
             failed, count = _pytest(selection)
-            outcome["seconds"].append(os.times().elapsed - began)
+            outcome["seconds"].append((time.process_time() - began, time.monotonic() - clock_began))
             outcome["nothing"] = count == 0 and not failed
             outcome["failed"] = failed
             if failed or count == 0:
                 break
             os.environ.pop("DYNK_COMPILE_ONE", None)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         self.outcome.write_text(json.dumps(outcome))
 
     def judge(self, status: int) -> tuple[str, str]:
@@ -248,9 +274,9 @@ class Copy:
             path, code = self.changed
             path.write_text(code)
             self.changed = None
-        for library in self.cache.glob("module-*"):
+        for library in set(self.cache.glob("module-*")) - self.kept:
             library.unlink()
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM):
             return TIMEOUT, ""
         if os.WIFSIGNALED(status):
             return KILLED, f"the process died of {signal.Signals(os.WTERMSIG(status)).name}"
@@ -262,18 +288,22 @@ class Copy:
             return INVALID, ""
         return (KILLED, outcome["failed"]) if outcome["failed"] else (SURVIVED, "")
 
-    def limits(self, stages: Sequence[Selection]) -> dict[Selection, int]:
-        """Return the seconds after which each stage counts as hung; all must pass without a mutant."""
+    def limits(self, stages: Sequence[Selection]) -> dict[Selection, Limit]:
+        """Return the time after which each stage counts as hung; all must pass without a mutant."""
         if not stages:
             return {}
-        child = self.start(stages, [600] * len(stages))
+        child = self.start(stages, [(600, 3600)] * len(stages))
         _, status = os.waitpid(child, 0)
+        self.kept |= set(self.cache.glob("module-*"))
         verdict, by = self.judge(status)
         if verdict != SURVIVED:
             msg = f"the tests fail without a mutant: {verdict} by {by}; pytest said:\n{self.said()}"
             raise RuntimeError(msg)
         seconds = json.loads(self.outcome.read_text())["seconds"]
-        return {stage: _HANG + 5 * int(its) for stage, its in zip(stages, seconds, strict=True)}
+        return {
+            stage: (_HANG + 3 * its, _WAIT + 10 * by_clock)
+            for stage, (its, by_clock) in zip(stages, seconds, strict=True)
+        }
 
     def said(self) -> str:
         """Return the end of what the child printed."""

@@ -15,14 +15,15 @@ code that `vector_llvm` makes for it. There indices are checked in Numba's bound
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from itertools import repeat, starmap
 from typing import Any
 
 import numpy as np
 from numba import extending, types
 
 from dynk.kernels.common import numeric, vector_llvm
-from dynk.kernels.common.dtypes import narrow, widen
-from dynk.kernels.common.numeric import DTYPE_OF_STORAGE
+from dynk.kernels.common.dtypes import FLOATS, STORAGE, narrow, widen
 from dynk.kernels.common.vector_llvm import LANES, doubles_of, lowered, vector_of
 
 # Numba is typed in part only.
@@ -31,11 +32,11 @@ register_jitable: Any = extending.register_jitable
 
 def _each(function: Callable[..., Any], *arguments: Any) -> Any:
     """Apply a function of numbers or vectors to tuples of them too."""
-    sizes = {len(a) for a in arguments if isinstance(a, tuple)}
-    if not sizes:
+    size = next((len(a) for a in arguments if isinstance(a, tuple)), 0)
+    if size == 0:
         return function(*arguments)
-    (size,) = sizes
-    return tuple(function(*(a[k] if isinstance(a, tuple) else a for a in arguments)) for k in range(size))
+    elements = (a if isinstance(a, tuple) else repeat(a, size) for a in arguments)
+    return tuple(starmap(function, zip(*elements, strict=True)))
 
 
 def _index(*_: Any) -> Any:
@@ -117,8 +118,7 @@ def load_doubles(array: Any, i: Any) -> Any:
     size = LANES["float64"]
 
     def read(i: Any) -> Any:
-        _, elements = _chosen(array, i, 1, (1 << size) - 1)
-        return np.asarray(widen(array[elements], _dtype(array)), np.float64)
+        return widen(array[_elements(array, i, 1, _chosen(-1, size))], _DTYPE_OF[array.dtype])
 
     return _each(read, i)
 
@@ -134,9 +134,9 @@ def load_where(array: Any, i: Any, step: Any, mask: Any) -> Any:
     """Return every `step`-th element from `i` on, 0 in the lanes that `mask` excludes."""
 
     def read(i: Any, mask: Any) -> Any:
-        chosen, elements = _chosen(array, i, step, mask)
+        chosen = _chosen(mask, lanes(array))
         result = np.zeros(lanes(array), _accumulator(array))
-        result[chosen] = widen(array[elements], _dtype(array))
+        result[chosen] = widen(array[_elements(array, i, step, chosen)], _DTYPE_OF[array.dtype])
         return result
 
     return _each(read, i, mask)
@@ -147,7 +147,7 @@ def store(array: Any, i: Any, value: Any) -> None:
     """Write the elements from `i` on, rounded to the storage type."""
 
     def write(i: Any, value: Any) -> None:
-        store_where(array, i, 1, value, (1 << value.size) - 1)
+        _write(array, i, 1, value, -1)
 
     _each(write, i, value)
 
@@ -155,30 +155,34 @@ def store(array: Any, i: Any, value: Any) -> None:
 @lowered(vector_llvm.store_where, _nothing)
 def store_where(array: Any, i: Any, step: Any, value: Any, mask: Any) -> None:
     """Write every `step`-th element from `i` on, in the lanes that `mask` includes."""
+    _each(lambda i, value, mask: _write(array, i, step, value, mask), i, value, mask)
 
-    def write(i: Any, value: Any, mask: Any) -> None:
-        chosen, elements = _chosen(array, i, step, mask)
-        array[elements] = narrow(value[chosen].astype(np.float64), _dtype(array))
 
-    _each(write, i, value, mask)
+def _write(array: Any, i: Any, step: Any, value: Any, mask: Any) -> None:
+    chosen = _chosen(mask, value.size)
+    array[_elements(array, i, step, chosen)] = narrow(value[chosen].astype(np.float64), _DTYPE_OF[array.dtype])
+
+
+_DTYPE_OF = {STORAGE[name]: name for name in FLOATS}
 
 
 def _accumulator(array: Any) -> type:
     return np.float64 if array.dtype == np.float64 else np.float32
 
 
-def _dtype(array: Any) -> str:
-    return DTYPE_OF_STORAGE.get(array.dtype, str(array.dtype))
+@cache
+def _chosen(mask: Any, size: Any) -> Any:
+    """Return the lanes of a mask."""
+    return np.array([lane for lane in range(size) if mask >> lane & 1], np.int64)
 
 
-def _chosen(array: Any, i: Any, step: Any, mask: Any) -> tuple[Any, Any]:
-    """Return the lanes of a mask and the elements that they stand for."""
-    chosen = np.array([lane for lane in range(lanes(array)) if mask >> lane & 1], np.int64)
+def _elements(array: Any, i: Any, step: Any, chosen: Any) -> Any:
+    """Return the elements that lanes stand for."""
     elements = i + step * chosen
-    if chosen.size and not 0 <= elements.min() <= elements.max() < array.size:
-        msg = f"vector: elements {elements.min()} to {elements.max()} of an array of {array.size}"
+    if elements.size and not 0 <= elements[0] <= elements[-1] < array.size:
+        msg = f"vector: elements {elements[0]} to {elements[-1]} of an array of {array.size}"
         raise IndexError(msg)
-    return chosen, elements
+    return elements
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------
@@ -233,7 +237,13 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 @lowered(vector_llvm.where, _as_second)
 def where(mask: Any, a: Any, b: Any) -> Any:
     """Return a in the lanes of the mask, b in the others."""
-    return _each(lambda mask, a, b: np.where([mask >> lane & 1 for lane in range(a.size)], a, b), mask, a, b)
+
+    def one(mask: Any, a: Any, b: Any) -> Any:
+        result, chosen = b.copy(), _chosen(mask, a.size)
+        result[chosen] = a[chosen]
+        return result
+
+    return _each(one, mask, a, b)
 
 
 @lowered(vector_llvm.zipped, _as_second)
