@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_emulator import ORDERS, emulated, emulator_unavailable
-from emulated import EmulatedCupy
+from emulated import EmulatedCupy, EmulatedNumba
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cuda_c import check, check_normal, normal
@@ -18,7 +18,7 @@ from dynk.kernels.common import cuda_launch
 from dynk.kernels.sampled import cupy_raw
 from dynk.kernels.sampled.geometry import REDUCTIONS, SampleGeometry
 from dynk.sampled import DYNAMIC_FILTER, LS_DFN
-from dynk.testing import Call, strategies
+from dynk.testing import Call, assert_close, strategies
 
 emulation = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulator_unavailable()))
 each_operator = pytest.mark.parametrize("op", [DYNAMIC_FILTER, LS_DFN], ids=lambda op: op.name)
@@ -102,6 +102,20 @@ def test_long_sums_are_staged() -> None:
 
 
 @emulation
+@pytest.mark.parametrize("dense", [False, True], ids=["ls_dfn", "dynamic_filter"])
+def test_sums_of_more_than_64_chains_have_a_third_stage(dense: bool) -> None:
+    """Of equal terms, which round alike: of one chain after the other the error would exceed the bound."""
+    x, across, s = np.full((1, 40001, 1, 1), 0.1, np.float32), np.full((1, 1, 40001, 1, 1), 0.1, np.float32), 3
+    options = {"samples": s, "sample_stride": 1, "reduce": "max"}
+    if dense:
+        call = Call(DYNAMIC_FILTER, (x, across.reshape(1, 1, 40001, 1, 1, 1, 1)), options)
+    else:
+        call = Call(LS_DFN, (x, across, None, None, None), {**options, "kernel_residual": False})
+    for cuda in (EmulatedCupy(call.op), EmulatedNumba()):
+        assert_close(cuda.forward(call), *call.expected_forward())
+
+
+@emulation
 @pytest.mark.parametrize("absent", [(1,), (2,), (3,), (4,), (1, 3), (1, 4), (2, 3, 4)])
 @pytest.mark.parametrize("residual", [False, True])
 def test_absent_arguments(absent: tuple[int, ...], residual: bool) -> None:
@@ -173,13 +187,20 @@ def test_only_needed_gradients_are_launched(needs: tuple[str, ...], launched: li
 
 
 @emulation
+@pytest.mark.parametrize("absent", [(), (3,), (4,), (3, 4)], ids=["both attentions", "positions", "samples", "none"])
 @pytest.mark.parametrize("reduce", ["sum", "max"])
-def test_workspace_is_as_small_as_documented(reduce: str) -> None:
-    arrays = ls_dfn_arrays("float32", 2, 9, 3, 4, 5, 3, 3)
-    cuda = check_ls_dfn(arrays, 3, reduce=reduce)
-    pixels, outputs = 2 * 4 * 5, 2 * 3 * 4 * 5
+def test_workspace_is_as_small_as_documented(reduce: str, absent: tuple[int, ...]) -> None:
+    """Neither samples, nor kernels, nor shifted features are stored."""
+    N, C, O, H, W, s = 2, 19, 10, 5, 9, 3  # noqa: E741
+    arrays = ls_dfn_arrays("float32", N, C, O, H, W, s, 3)
+    arrays = tuple(None if number in absent else array for number, array in enumerate(arrays))
+    call = Call(LS_DFN, arrays, {"samples": s, "sample_stride": 2, "reduce": reduce})
+    pixels, outputs = N * H * W, N * O * H * W
     backward = [pixels, outputs, pixels] if reduce == "max" else [pixels, pixels]
-    assert cuda.workspaces == [pixels, *backward]
+    for cuda in (EmulatedCupy(LS_DFN), EmulatedNumba()):
+        cuda.forward(call)
+        cuda.backward(call, normal("float32", N, O, H, W))
+        assert cuda.workspaces == [pixels, *backward]
 
 
 @emulation

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lanes import Lane, bits, each_lane_of
 
+import dynk
 from dynk import _dispatch
 from dynk._operator import Operator
 from dynk.sampled import DYNAMIC_FILTER, LS_DFN
@@ -21,6 +23,7 @@ from dynk.testing import Call, assert_close, rounded, strategies, values
 each_lane = each_lane_of(LS_DFN)
 each_operator = pytest.mark.parametrize("op", [DYNAMIC_FILTER, LS_DFN], ids=lambda op: op.name)
 each_reduction = pytest.mark.parametrize("reduce", ["sum", "mean", "max", "none"])
+needs_jit = pytest.mark.skipif(numba.config.DISABLE_JIT, reason="a case of real size takes the compiler")
 REDUCE = {"sum": np.sum, "mean": np.mean, "max": np.max}
 
 
@@ -345,37 +348,94 @@ def test_max_has_no_further_derivative(max_of: str) -> None:
         op.derivative(0, None, (None,) * len(op.arrays), options)
 
 
+def equal_terms(dtype: str, C: int, O: int) -> Call:  # noqa: E741
+    """Return a call on one pixel whose sums over channels round alike at every term: chains too long would show."""
+    x, across = np.full((1, C, 1, 1), 0.1), np.full((1, O, C, 1, 1), 0.1)
+    options = {"samples": 1, "sample_stride": 1, "kernel_residual": False}
+    return Call(LS_DFN, (rounded(x, dtype), rounded(across, dtype), None, None, None), options)
+
+
+@needs_jit
+@each_lane
+@pytest.mark.parametrize(("C", "O"), [(40001, 1), (1, 40001)])
+def test_sums_of_very_many_channels_are_formed_in_stages(lane: Lane, C: int, O: int) -> None:  # noqa: E741
+    call = equal_terms(lane.dtype, C, O)
+    grad_out = rounded(np.full(call.plan.out_shape, 0.1), lane.dtype)
+    assert_close(lane.forward(call), *call.expected_forward())
+    for name, gradient, expected, magnitude in zip(
+        call.op.arrays, lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True
+    ):
+        if gradient is not None:
+            assert_close(gradient, expected, magnitude, what=name)
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
-MEMORY = """
-import resource, sys
-import numpy as np, dynk
 
-def call(size, s):
-    N, C, O, H, W = 1, 8, 8, size, size
-    x, across = np.ones((N, C, H, W), np.float32), np.ones((N, O, C, H, W), np.float32)
-    within = np.ones((N, O, 3, 3, H, W), np.float32)
-    out = np.ones((N, O, H, W), np.float32)
-    grads = np.ones_like(x), np.ones_like(across), np.ones_like(within), None, None
-    options = {"samples": s, "sample_stride": 3, "reduce": sys.argv[1]}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    dynk.ls_dfn(x, across, within, out=out, **options)
-    dynk.ls_dfn_backward(out, x, across, within, grads=grads, **options)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-
-call(8, 2)  # compiles
-print(call(512, 2) * 1024)
-"""
+def peak(call: Callable[[], Any]) -> int:
+    """Return the most memory that a call holds at once, that of Numba's kernels included, once they are compiled."""
+    call()
+    tracemalloc.start()
+    call()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured in Linux's units")
+@pytest.fixture
+def two_threads() -> Iterator[int]:
+    """Yield the number of threads, each of which has a workspace of its own: two, or one."""
+    threads = numba.get_num_threads()
+    numba.set_num_threads(min(threads, 2))
+    yield min(threads, 2)
+    numba.set_num_threads(threads)
+
+
+REAL = {"C": 40, "O": 22, "H": 64, "W": 64, "s": 5, "k": 3}
+PIXELS = REAL["H"] * REAL["W"]
+PADDED = 4 * (REAL["W"] + 4 * 16)  # bytes of a row and four vectors of float32
+SLACK = 1 << 16  # Python's own objects
+
+
+@needs_jit
+@pytest.mark.parametrize("attentions", [(), (3,), (4,), (3, 4)], ids=["none", "samples", "positions", "both"])
 @pytest.mark.parametrize("reduce", ["sum", "max"])
-def test_neither_samples_nor_kernels_are_stored(reduce: str) -> None:
-    """The peak of a forward and backward call is that of the workspace which the docstrings size."""
-    pixels, outputs = 512 * 512, 8
-    run = subprocess.run([sys.executable, "-c", MEMORY, reduce], capture_output=True, text=True, check=True)
-    channel_sums = 2 * 2 * pixels * 4  # the channel sum twice (forward's and backward's) and its gradient, and slack
-    choice = outputs * pixels * 2 if reduce == "max" else 0
-    samples = 4 * outputs * pixels * 4
-    assert channel_sums + choice + (4 << 20) < samples  # what storing them would take
-    assert int(run.stdout) < channel_sums + choice + (4 << 20)
+def test_ls_dfn_takes_no_more_memory_than_documented(
+    reduce: str, attentions: tuple[int, ...], two_threads: int
+) -> None:
+    """Neither the samples, nor the kernels, nor shifted features are stored."""
+    C, O, H, W, s, k = REAL.values()  # noqa: E741
+    shapes = (1, C, H, W), (1, O, C, H, W), (1, O, k, k, H, W), (1, O, s, s, H, W), (1, O, k, k, H, W)
+    arrays = [normal("float32", *shape) if n < 3 or n in attentions else None for n, shape in enumerate(shapes)]
+    grads = tuple(None if array is None else np.empty_like(array) for array in arrays)
+    out = normal("float32", 1, O, H, W)
+    options: dict[str, Any] = {"samples": s, "sample_stride": 3, "reduce": reduce}
+
+    forward = peak(lambda: dynk.ls_dfn(*arrays, out=out, **options))
+    rows = s * C + 4 * (s * s + 2 * k * k + 64)
+    assert forward <= 4 * PIXELS + two_threads * rows * PADDED + SLACK
+
+    backward = peak(lambda: dynk.ls_dfn_backward(out, *arrays, grads=grads, **options))
+    of_attentions = s * C + 16 * s * s + 136 * k * k + 256
+    rows = max(192 * (s * s + 2) + 1024, s * C + 12 * s * s, of_attentions if attentions else 0)
+    choice = 2 * O * PIXELS if reduce == "max" else 0
+    documented = 2 * 4 * PIXELS + choice + two_threads * rows * PADDED + SLACK
+    assert backward <= documented
+    assert documented < 4 * s * s * min(O, C) * PIXELS  # what samples or shifted features would take
+
+
+@needs_jit
+@pytest.mark.parametrize("reduce", ["sum", "max"])
+def test_dynamic_filter_takes_no_more_memory_than_documented(reduce: str, two_threads: int) -> None:
+    C, O, H, W, s, k = {**REAL, "C": 9, "s": 3}.values()  # noqa: E741
+    x, kernel, out = (
+        normal("float32", 1, C, H, W),
+        normal("float32", 1, O, C, k, k, H, W),
+        normal("float32", 1, O, H, W),
+    )
+    grads = np.empty_like(x), np.empty_like(kernel)
+    options: dict[str, Any] = {"samples": s, "sample_stride": 3, "reduce": reduce}
+    rows = two_threads * 5 * 4 * W + SLACK
+    assert peak(lambda: dynk.dynamic_filter(x, kernel, out=out, **options)) <= rows
+    choice = 2 * O * PIXELS if reduce == "max" else 0
+    assert peak(lambda: dynk.dynamic_filter_backward(out, x, kernel, grads=grads, **options)) <= rows + choice

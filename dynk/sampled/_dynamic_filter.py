@@ -140,8 +140,9 @@ def dynamic_filter_backward(
     Notes
     -----
     Gradients are deterministic: the same call on the same device gives the same bits. For "max" only the chosen samples
-    take part: others are not multiplied by 0. The workspace on the CPU is, for each thread, 5 rows of W numbers in the
-    accumulation type, and for "max" a 16-bit number for each output, which says what sample was chosen.
+    take part: others are not multiplied by 0. The workspace is, for each thread on the CPU, 5 rows of W numbers in the
+    accumulation type, and for "max" a number for each output, of 16 bits on the CPU and 32 on CUDA, which says what
+    sample was chosen.
 
     Examples
     --------

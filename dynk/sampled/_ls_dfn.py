@@ -105,7 +105,7 @@ def ls_dfn(
     first: a pixel costs s*s*(kh*kw*O + O*C) multiplications and not s*s*kh*kw*O*C. Neither samples nor composed kernels
     are stored. Sums are formed in float32 (float64 for float64) and rounded once. The workspace, in the accumulation
     type, is one channel sum (N, 1, H, W) and, for each thread on the CPU, copies and sums of s*C + 4*(s*s + 2*kh*kw +
-    64) rows of W numbers, each padded by up to four vectors of 64 bytes.
+    64) rows of W numbers, 4*s*s more for over 4096 channels, each padded by up to four vectors of 64 bytes.
 
     References
     ----------
@@ -180,8 +180,9 @@ def ls_dfn_backward(
     Gradients are deterministic: the same call on the same device gives the same bits. For "max" only the chosen samples
     take part: others are not multiplied by 0. The workspace, in the accumulation type, is the channel sum and its
     gradient, (N, 1, H, W) each, and for each thread on the CPU as many rows of W numbers, padded as in `ls_dfn`, as the
-    largest of 192*(s*s + 2) + 1024 (the image), s*C + 12*s*s (the filters) and s*C + 16*s*s + 136*kh*kw + 256 (the
-    attentions); for "max" a 16-bit number for each output besides, which says what sample was chosen.
+    largest of 192*(s*s + 2) + 1024 (the image; 2048 where s*(O + 63) > 4096), s*C + 12*s*s (the filters) and s*C +
+    16*s*s + 136*kh*kw + 256 (the attentions; 4*s*s more for over 4096 channels); for "max" a number for each output
+    besides, of 16 bits on the CPU and 32 on CUDA, which says what sample was chosen.
 
     Examples
     --------

@@ -52,6 +52,28 @@ def load(array: Any, index: Any) -> Any:
 
 
 @cuda.jit(device=True)
+def split(number: Any, extent: Any) -> Any:
+    """Return number // extent and number % extent."""
+    rest = number // extent
+    return rest, number - rest * extent
+
+
+@cuda.jit(device=True)
+def staged(terms: Any, chain: Any, merged: Any, total: Any, zero: Any) -> Any:
+    """Return the stages of a sum after its `terms`-th term was added to `chain`; their sum is that of all terms.
+
+    Up to CHAIN**3 terms are summed in chains of no more than CHAIN.
+    """
+    if terms % CHAIN == 0:
+        merged += chain
+        chain = zero
+        if terms % (CHAIN * CHAIN) == 0:
+            total += merged
+            merged = zero
+    return chain, merged, total
+
+
+@cuda.jit(device=True)
 def sum_lanes(shared: Any, value: Any, lanes: int) -> Any:
     """Return the sum over `lanes` threads to the first of them; all threads of a block must call."""
     thread = cuda.threadIdx.x

@@ -210,14 +210,11 @@ __global__ void __launch_bounds__(MANY_THREADS<Index>, 1)
                     store(grad_sample_attention + (plane_of * g.grid + sample) * g.plane + pixel, grad);
                 }
                 if (grad_position_attention != nullptr && taken) {
-                    const Acc grad = gradients.weighted(g, filters, plane_of, sample, pixel);
-                    of_centre.chain[0] += grad * total;
-                    of_centre.step();
                     if (g.is_shared(g.centre)) {
-                        const Acc factor = grad * filters.shared(g, plane_of, g.centre, pixel);
-                        of_centre.chain[0] += factor * channel_sum[image * g.plane + here];
-                        of_centre.step();
+                        total += filters.shared(g, plane_of, g.centre, pixel) * channel_sum[image * g.plane + here];
                     }
+                    of_centre.chain[0] += gradients.weighted(g, filters, plane_of, sample, pixel) * total;
+                    of_centre.step();
                 }
             }
         }

@@ -9,6 +9,7 @@ from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, fill, load, store
 from dynk.kernels.sampled.cpu_mix import (
     OUTS,
+    add_row,
     filters_size,
     image_rows,
     masks_of_samples,
@@ -18,7 +19,7 @@ from dynk.kernels.sampled.cpu_mix import (
     starts_of_samples,
     vectors_of_row,
 )
-from dynk.kernels.sampled.cpu_products import add_row, add_to_rows, grads_size, load_grads
+from dynk.kernels.sampled.cpu_products import add_to_rows, grads_size, load_grads
 from dynk.kernels.sampled.cpu_rows import sample_geometry, tap_column, tap_row, to_sample
 from dynk.kernels.sampled.cpu_samples import (
     POSITION_RESIDUAL,

@@ -100,8 +100,11 @@ def mix(n, outs, y, first_row, end_row, across, rows, starts, filters, mixed, g)
     """
     size, vectors, row = vector.lanes(rows), vectors_of_row(rows, g), padded_row(rows, g)
     plane, four = g.H * g.W, vector.pick(outs, (0, 1, 2, 3))
+    merged = accumulators(mixed, mixed.size if g.C > CHAIN * CHAIN else 0)
     for c in range(0, g.C * g.has_across, CHAIN):
-        channels = min(CHAIN, g.C - c)
+        channels, is_first = min(CHAIN, g.C - c), c % (CHAIN * CHAIN) == 0
+        if is_first and c > 0:
+            add_row(mixed, 0, merged, 0, merged.size)
         for k in range(channels):
             start = vector.spaced((n * g.O * g.C + c + k) * plane + y * g.W, g.C * plane, four)
             for v in range(vectors):
@@ -120,7 +123,7 @@ def mix(n, outs, y, first_row, end_row, across, rows, starts, filters, mixed, g)
                     start, to = v * g.samples + b, at + b * OUTS * size
                     if b + 5 <= g.samples:
                         _mix_samples(
-                            c == 0, channels, filters, weights, rows, first, row, starts, start, mixed, to,
+                            is_first, channels, filters, weights, rows, first, row, starts, start, mixed, to,
                             (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4),
                             (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3),
                             (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19),
@@ -128,17 +131,26 @@ def mix(n, outs, y, first_row, end_row, across, rows, starts, filters, mixed, g)
                         b += 5
                     elif b + 3 <= g.samples:
                         _mix_samples(
-                            c == 0, channels, filters, weights, rows, first, row, starts, start, mixed, to,
+                            is_first, channels, filters, weights, rows, first, row, starts, start, mixed, to,
                             (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2), (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3),
                             (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11),
                         )  # fmt: skip
                         b += 3
                     else:
                         _mix_samples(
-                            c == 0, channels, filters, weights, rows, first, row, starts, start, mixed, to,
+                            is_first, channels, filters, weights, rows, first, row, starts, start, mixed, to,
                             (0, 0, 0, 0), (0, 1, 2, 3), (0, 1, 2, 3),
                         )  # fmt: skip
                         b += 1
+    add_row(merged, 0, mixed, 0, merged.size)
+
+
+@inlined
+def add_row(part, first, sums, to, row):  # type: ignore[no-untyped-def]
+    """Add a row to another."""
+    size = vector.lanes(part)
+    for at in range(0, row, size):
+        vector.store(sums, to + at, vector.add(vector.load(sums, to + at), vector.load(part, first + at)))
 
 
 @inlined

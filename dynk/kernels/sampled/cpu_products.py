@@ -13,6 +13,7 @@ from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.sampled.cpu_mix import (
     OUTS,
+    add_row,
     image_rows,
     masks_of_samples,
     padded_row,
@@ -245,6 +246,8 @@ def grad_x_task(  # type: ignore[no-untyped-def]
     c1, h1 = min(c0 + CHANNELS, g.C), min(h0 + ROWS, g.H)
     size, vectors, row = vector.lanes(grad_sum), vectors_of_row(grad_sum, g), padded_row(grad_sum, g)
     sums = accumulators(grad_x, (c1 - c0) * (h1 - h0) * row)
+    many = g.samples * ((g.O + CHAIN - 1) // CHAIN) > CHAIN
+    merged, terms = accumulators(grad_x, sums.size if many else 0), 0
     if g.has_across != 0:
         count = (min(g.O, CHAIN) + OUTS - 1) // OUTS * OUTS
         grads, part = accumulators(grad_x, grads_size(grad_sum, count, g)), accumulators(grad_x, OUTS * row)
@@ -267,6 +270,11 @@ def grad_x_task(  # type: ignore[no-untyped-def]
                             _spread(a, outputs, count, filters, grads, masks, starts, part, g)
                             for k in range(min(OUTS, c1 - c)):
                                 add_row(part, k * row, sums, ((c - c0 + k) * (h1 - h0) + h - h0) * row, row)
+                terms += 1
+                if many and terms % CHAIN == 0:
+                    add_row(sums, 0, merged, 0, sums.size)
+                    fill(sums, 0)
+    add_row(merged, 0, sums, 0, merged.size)
     for c in range(c0, c1):
         for h in range(h0, h1):
             start, to = ((c - c0) * (h1 - h0) + h - h0) * row + size, ((n * g.C + c) * g.H + h) * g.W
@@ -332,14 +340,6 @@ def _over_outputs(  # type: ignore[no-untyped-def]
         value = vector.load(filters, vector.shift(u, k * OUTS * size))
         total = vector.where(mask, vector.fma(grad, value, total), total)
     return total
-
-
-@inlined
-def add_row(part, first, sums, to, row):  # type: ignore[no-untyped-def]
-    """Add a row to another."""
-    size = vector.lanes(part)
-    for at in range(0, row, size):
-        vector.store(sums, to + at, vector.add(vector.load(sums, to + at), vector.load(part, first + at)))
 
 
 @inlined

@@ -97,7 +97,7 @@ def merge(terms, row, total):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def larger(value, best):  # type: ignore[no-untyped-def]
+def is_larger(value, best):  # type: ignore[no-untyped-def]
     """Return whether a later sample replaces the best so far: NaN wins, and the first of equals."""
     return value > best or (value != value and best == best)
 
@@ -114,7 +114,7 @@ def reduce_sample(sample, n, a, b, o, y, part, total, out, choice, g):  # type: 
             store(out, start + k, load(sample, k))
     elif g.reduce == MAX:
         for k in range(g.W):
-            if (a == 0 and b == 0) or larger(load(sample, k), load(total, k)):
+            if (a == 0 and b == 0) or is_larger(load(sample, k), load(total, k)):
                 store(total, k, load(sample, k))
                 if choice.size > 0:
                     choice[output_row(n, 0, 0, o, y, g) + k] = a * g.samples + b

@@ -12,7 +12,7 @@ from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.sampled.cpu_mix import OUTS, padded_row, vectors_of_row
-from dynk.kernels.sampled.cpu_rows import CHAIN, larger, sample_geometry, share, tap_column, tap_row, to_sample
+from dynk.kernels.sampled.cpu_rows import CHAIN, is_larger, sample_geometry, share, tap_column, tap_row, to_sample
 from dynk.kernels.sampled.geometry import NONE
 
 # Numbers that kernels need in all lanes of a vector.
@@ -86,12 +86,9 @@ def load_shared(n, outs, y, within, shared, g):  # type: ignore[no-untyped-def]
         for v in range(vectors):
             added = vector.broadcast(residual, g.kernel_residual if k == centre_tap(g) else 0)
             to = vector.spaced((k * vectors + v) * OUTS * size, size, (0, 1, 2, 3))
-            if g.has_within != 0:
-                start = vector.shift(taps_of(n, k, y, four, g), v * size)
-                own = vector.load_where(within, start, 1, vector.between(0, g.W - v * size))
-                vector.store(shared, to, vector.add(own, added))
-            else:
-                vector.store(shared, to, vector.add(vector.zeros(shared, to), added))
+            own = vector.between(0, g.W - v * size) if g.has_within != 0 else 0
+            filters = vector.load_where(within, vector.shift(taps_of(n, k, y, four, g), v * size), 1, own)
+            vector.store(shared, to, vector.add(filters, added))
 
 
 @inlined
@@ -183,39 +180,38 @@ def attend_samples(n, outs, y, sample_attention, samples, numbers, g):  # type: 
 def reduce_samples(n, outs, y, samples, out, numbers, g):  # type: ignore[no-untyped-def]
     """Write a row of outputs: the sum or mean of their samples, or these themselves."""
     size, four = vector.lanes(samples), vector.pick(outs, (0, 1, 2, 3))
-    plane, gain = g.H * g.W, vector.broadcast(numbers, SHARE)
+    plane, count, gain = g.H * g.W, g.samples * g.samples, vector.broadcast(numbers, SHARE)
     for v in range(vectors_of_row(samples, g)):
-        pixels = vector.between(0, g.W - v * size)
+        pixels, row = vector.between(0, g.W - v * size), y * g.W + v * size
+        for k in range(count if g.reduce == NONE else 0):
+            value = vector.load(samples, vector.spaced((v * count + k) * OUTS * size, size, (0, 1, 2, 3)))
+            vector.store_where(out, vector.spaced((n * count + k) * g.O * plane + row, plane, four), 1, value, pixels)
         total = vector.zeros(samples, (0, 1, 2, 3))
-        for a in range(g.samples):
+        for a in range(0 if g.reduce == NONE else g.samples):
             part = vector.zeros(samples, (0, 1, 2, 3))
             for b in range(g.samples):
-                k = a * g.samples + b
-                here = vector.spaced((v * g.samples * g.samples + k) * OUTS * size, size, (0, 1, 2, 3))
-                value = vector.load(samples, here)
-                if g.reduce == NONE:
-                    image = (n * g.samples * g.samples + k) * g.O * plane + y * g.W + v * size
-                    vector.store_where(out, vector.spaced(image, plane, four), 1, value, pixels)
-                part = vector.add(value, part)
+                at = (v * count + a * g.samples + b) * OUTS * size
+                part = vector.add(vector.load(samples, vector.spaced(at, size, (0, 1, 2, 3))), part)
             total = vector.add(part, total)
         if g.reduce != NONE:
-            to = vector.spaced(n * g.O * plane + y * g.W + v * size, plane, four)
-            vector.store_where(out, to, 1, vector.mul(gain, total), pixels)
+            vector.store_where(
+                out, vector.spaced(n * g.O * plane + row, plane, four), 1, vector.mul(gain, total), pixels
+            )
 
 
 @inlined
 def choose_samples(n, outs, y, samples, out, choice, g):  # type: ignore[no-untyped-def]
     """Write the largest samples of a row of outputs, or say which they are: that of the two which is not empty."""
-    size = vector.lanes(samples)
-    for k in range(OUTS):
-        to = ((n * g.O + outs[k]) * g.H + y) * g.W
-        for x in range(g.W):
-            start = (x // size * g.samples * g.samples * OUTS + k) * size + x % size
-            best = 0
-            for other in range(1, g.samples * g.samples):
-                if larger(load(samples, start + other * OUTS * size), load(samples, start + best * OUTS * size)):
-                    best = other
-            if out.size > 0:
-                store(out, to + x, load(samples, start + best * OUTS * size))
-            if choice.size > 0:
-                choice[to + x] = best
+    size, count = vector.lanes(samples), g.samples * g.samples
+    step = OUTS * size
+    for place in range(outs.size * g.W):
+        k, x = place // g.W, place % g.W
+        to, start = ((n * g.O + outs[k]) * g.H + y) * g.W + x, (x // size * count * OUTS + k) * size + x % size
+        best = 0
+        for other in range(1, count):
+            if is_larger(load(samples, start + other * step), load(samples, start + best * step)):
+                best = other
+        if out.size > 0:
+            store(out, to, load(samples, start + best * step))
+        else:
+            choice[to] = best

@@ -13,6 +13,7 @@ import numpy as np
 
 from dynk._operator import Plan
 from dynk.kernels.common.cuda_launch import (
+    CHAIN,
     ELEMENT,
     INDEX,
     THREADS,
@@ -176,16 +177,16 @@ class _Call:
     def forward(self, arrays: tuple[Any, ...], out: Any, choice: Any) -> None:
         """Write outputs, or choices, from (x, across or kernel, filters and attentions, channel sum)."""
         g = self.g
-        grid = g.samples**2
-        groups = min(FORWARD_THREADS // WARP, divide_up(grid, SAMPLES))
-        passes = divide_up(grid, groups * SAMPLES)
+        grid, rows = g.samples**2, g.C * (g.kh * g.kw if self.dense else g.has_across)
+        held = SAMPLES if rows <= CHAIN**2 else SAMPLES // 2
+        groups = min(FORWARD_THREADS // WARP, divide_up(grid, held))
+        passes = divide_up(grid, groups * held)
         each = divide_up(grid, groups * passes)
         pixels = max(WARP, power_of_two(THREADS // min(groups, THREADS // WARP)))
         pixels = min(pixels, MAX_PIXELS, max(WARP, 1 << (self.plane - 1).bit_length()))
         outputs = _outputs(self.dtype)
         blocks = g.N * divide_up(self.plane, pixels) * divide_up(g.O, outputs)
-        has_rows = self.dense or g.has_across
-        tiles = 2 * outputs * _rows(self.dtype) * pixels * ITEMSIZE[self.dtype] if has_rows else 0
+        tiles = 2 * outputs * _rows(self.dtype) * pixels * ITEMSIZE[self.dtype] if rows > 0 else 0
         reduction = groups * pixels * outputs * (ITEMSIZE[accumulator(self.dtype)] + 4)
         block = (pixels, groups)
         self.launch(FORWARD, "sampled_forward", blocks, block, (*arrays, out, choice), each, shared=reduction + tiles)

@@ -11,29 +11,36 @@ from typing import Any
 from numba import cuda
 
 from dynk._operator import Plan
-from dynk.kernels.common.numba_cuda_kernels import CHAIN, THREADS, lanes_for, launch, load, sum_lanes
-from dynk.kernels.sampled.geometry import MAX, MEAN, NONE, SampleGeometry
+from dynk.kernels.common.numba_cuda_kernels import (
+    THREADS,
+    lanes_for,
+    launch,
+    load,
+    split,
+    staged,
+    sum_lanes,
+)
+from dynk.kernels.sampled.geometry import MAX, SampleGeometry
 from dynk.kernels.sampled.numba_cuda_dynamic import dynamic_filter_backward, dynamic_filter_forward
 from dynk.kernels.sampled.numba_cuda_samples import (
     centre,
     down,
     grad_of_sample,
     is_attended,
-    is_larger,
     is_shared,
     mixed_channels,
     named,
     position,
     position_weight,
     right,
-    sample_weight,
     shared_filter,
-    shared_taps,
     takes_part,
     tap_down,
     tap_right,
+    unattended,
     weighted_grad,
 )
+from dynk.kernels.sampled.numba_cuda_shared import sampled_backward_across_kernel, sampled_forward_kernel
 
 __all__ = ["dynamic_filter_backward", "dynamic_filter_forward", "ls_dfn_backward", "ls_dfn_forward"]
 
@@ -90,7 +97,7 @@ def ls_dfn_backward(
         launch(cuda, ls_dfn_backward_x_kernel, g.N * g.C * g.H * g.W, *args, numbers)
     if grad_across is not None:
         args = grad_out, x, *attentions, choice, grad_across
-        launch(cuda, ls_dfn_backward_across_kernel, outputs * g.C, *args, numbers)
+        launch(cuda, sampled_backward_across_kernel, outputs * g.C, *args, numbers)
     if grad_within is not None:
         args = grad_out, *attentions, channel_sum, choice, grad_within
         launch(cuda, ls_dfn_backward_within_kernel, outputs * g.kh * g.kw, *args, numbers)
@@ -119,7 +126,7 @@ def _channel_sum(cuda: Any, plan: Plan, g: SampleGeometry, x: Any) -> Any:
 
 
 def _forward(cuda: Any, g: SampleGeometry, *args: Any) -> None:
-    launch(cuda, ls_dfn_forward_kernel, g.N * g.O * g.H * g.W, *args, tuple(g))
+    launch(cuda, sampled_forward_kernel, g.N * g.O * g.H * g.W, *args, tuple(g))
 
 
 def _grad_sum(cuda: Any, plan: Plan, g: SampleGeometry, *args: Any) -> Any:
@@ -131,69 +138,22 @@ def _grad_sum(cuda: Any, plan: Plan, g: SampleGeometry, *args: Any) -> Any:
     return out
 
 
-# ---- forward ---------------------------------------------------------------------------------------------------------
+# ---- the channel sum and the image -----------------------------------------------------------------------------------
 
 
 @cuda.jit
 def channel_sum_kernel(x, out, numbers):  # type: ignore[no-untyped-def]
     """One thread for each pixel: sums over its channels."""
     g = named(numbers)
-    pixels = g.H * g.W
     unit = cuda.grid(1)
-    n = unit // pixels
+    n, pixel = split(unit, g.H * g.W)
     if n >= g.N:
         return
-    start = n * g.C * pixels + unit - n * pixels
-    total = x.dtype.type(0)
-    for first in range(0, g.C, CHAIN):
-        part = x.dtype.type(0)
-        for c in range(first, min(first + CHAIN, g.C)):
-            part += load(x, start + c * pixels)
-        total += part
-    out[unit] = total
-
-
-@cuda.jit
-def ls_dfn_forward_kernel(  # type: ignore[no-untyped-def]
-    x, across, within, sample_attention, position_attention, channel_sum, out, choice, of_choice, numbers
-):
-    """One thread for each pixel and output channel: writes its output, or what sample "max" chooses."""
-    g = named(numbers)
-    pixels = g.H * g.W
-    unit = cuda.grid(1)
-    plane_of = unit // pixels
-    if plane_of >= g.N * g.O:
-        return
-    pixel = unit - plane_of * pixels
-    grid = g.samples * g.samples
-    total = x.dtype.type(0)
-    chosen = 0
-    for a in range(g.samples):
-        part = x.dtype.type(0)
-        for b in range(g.samples):
-            sample = a * g.samples + b
-            value = shared_taps(within, position_attention, channel_sum, plane_of, sample, pixel, g)
-            at = position(pixel // g.W + down(sample, g), pixel % g.W + right(sample, g), g)
-            if g.has_across != 0 and at >= 0:
-                mixed = mixed_channels(x, across, plane_of, pixel, at, g)
-                value += mixed * position_weight(position_attention, plane_of, centre(g), at, g)
-            value *= sample_weight(sample_attention, plane_of, sample, pixel, g)
-            if g.reduce == NONE:
-                out[((plane_of // g.O * grid + sample) * g.O + plane_of % g.O) * pixels + pixel] = value
-            elif g.reduce != MAX:
-                part += value
-            elif sample == 0 or is_larger(value, total):
-                total = value
-                chosen = sample
-        if g.reduce != MAX:
-            total += part
-    if of_choice:
-        choice[unit] = chosen
-    elif g.reduce != NONE:
-        out[unit] = total / x.dtype.type(grid) if g.reduce == MEAN else total
-
-
-# ---- the image -------------------------------------------------------------------------------------------------------
+    chain = merged = total = zero = x.dtype.type(0)
+    for c in range(g.C):
+        chain += load(x, (n * g.C + c) * g.H * g.W + pixel)
+        chain, merged, total = staged(c + 1, chain, merged, total, zero)
+    out[unit] = total + (merged + chain)
 
 
 @cuda.jit
@@ -203,15 +163,11 @@ def ls_dfn_backward_sum_kernel(  # type: ignore[no-untyped-def]
     """One group of lanes for each pixel of the channel sum: gathers from the taps that read it."""
     shared = cuda.shared.array(THREADS, grad_out.dtype)
     g = named(numbers)
-    pixels = g.H * g.W
-    index = cuda.grid(1)
-    unit = index // lanes
-    lane = index - unit * lanes
-    n = unit // pixels
-    here = unit - n * pixels
+    unit, lane = split(cuda.grid(1), lanes)
+    n, here = split(unit, g.H * g.W)
     grid = g.samples * g.samples
-    total = part = grad_out.dtype.type(0)
-    count = 0
+    chain = merged = total = zero = grad_out.dtype.type(0)
+    terms = 0
     if n < g.N:
         for k in range(lane, g.O * grid, lanes):
             plane_of = n * g.O + k // grid
@@ -227,13 +183,10 @@ def ls_dfn_backward_sum_kernel(  # type: ignore[no-untyped-def]
                     continue
                 weight = shared_filter(within, plane_of, tap, pixel, g)
                 weight *= position_weight(position_attention, plane_of, tap, at, g)
-                part += weighted_grad(grad_out, sample_attention, plane_of, sample, pixel, g) * weight
-                count += 1
-                if count == CHAIN:
-                    total += part
-                    part = grad_out.dtype.type(0)
-                    count = 0
-    total = sum_lanes(shared, total + part, lanes)
+                chain += weighted_grad(grad_out, sample_attention, plane_of, sample, pixel, g) * weight
+                terms += 1
+                chain, merged, total = staged(terms, chain, merged, total, zero)
+    total = sum_lanes(shared, total + (merged + chain), lanes)
     if n < g.N and lane == 0:
         grad_sum[unit] = total
 
@@ -244,16 +197,13 @@ def ls_dfn_backward_x_kernel(  # type: ignore[no-untyped-def]
 ):
     """One thread for each element of the image: gathers from the samples centred on it."""
     g = named(numbers)
-    pixels = g.H * g.W
     unit = cuda.grid(1)
-    channel = unit // pixels
-    if channel >= g.N * g.C:
+    channel, here = split(unit, g.H * g.W)
+    n, c = split(channel, g.C)
+    if n >= g.N:
         return
-    here = unit - channel * pixels
-    n = channel // g.C
-    c = channel - n * g.C
-    total = part = grad_out.dtype.type(0)
-    count = 0
+    chain = merged = total = zero = grad_out.dtype.type(0)
+    terms = 0
     if g.has_across != 0:
         for plane_of in range(n * g.O, n * g.O + g.O):
             attention = position_weight(position_attention, plane_of, centre(g), here, g)
@@ -262,46 +212,15 @@ def ls_dfn_backward_x_kernel(  # type: ignore[no-untyped-def]
                 if pixel < 0 or not takes_part(choice, plane_of, sample, pixel, g):
                     continue
                 weight = weighted_grad(grad_out, sample_attention, plane_of, sample, pixel, g) * attention
-                part += weight * load(across, (plane_of * g.C + c) * pixels + pixel)
-                count += 1
-                if count == CHAIN:
-                    total += part
-                    part = grad_out.dtype.type(0)
-                    count = 0
+                chain += weight * load(across, (plane_of * g.C + c) * g.H * g.W + pixel)
+                terms += 1
+                chain, merged, total = staged(terms, chain, merged, total, zero)
     if g.has_within != 0 or g.kernel_residual != 0:
-        total += load(grad_sum, n * pixels + here)
-    grad_x[unit] = total + part
+        total += load(grad_sum, n * g.H * g.W + here)
+    grad_x[unit] = total + (merged + chain)
 
 
 # ---- filters and attentions ------------------------------------------------------------------------------------------
-
-
-@cuda.jit
-def ls_dfn_backward_across_kernel(  # type: ignore[no-untyped-def]
-    grad_out, x, sample_attention, position_attention, choice, grad_across, numbers
-):
-    """One thread for each element of `across`: sums over the samples of its pixel."""
-    g = named(numbers)
-    pixels = g.H * g.W
-    unit = cuda.grid(1)
-    channel = unit // pixels
-    pixel = unit - channel * pixels
-    plane_of = channel // g.C
-    if plane_of >= g.N * g.O:
-        return
-    image = (plane_of // g.O * g.C + channel - plane_of * g.C) * pixels
-    total = grad_out.dtype.type(0)
-    for a in range(g.samples):
-        part = grad_out.dtype.type(0)
-        for b in range(g.samples):
-            sample = a * g.samples + b
-            at = position(pixel // g.W + down(sample, g), pixel % g.W + right(sample, g), g)
-            if at >= 0 and takes_part(choice, plane_of, sample, pixel, g):
-                weight = weighted_grad(grad_out, sample_attention, plane_of, sample, pixel, g)
-                weight *= position_weight(position_attention, plane_of, centre(g), at, g)
-                part += weight * load(x, image + at)
-        total += part
-    grad_across[unit] = total
 
 
 @cuda.jit
@@ -310,12 +229,9 @@ def ls_dfn_backward_within_kernel(  # type: ignore[no-untyped-def]
 ):
     """One thread for each element of `within`: sums over the samples of its pixel."""
     g = named(numbers)
-    pixels = g.H * g.W
     unit = cuda.grid(1)
-    rest = unit // pixels
-    pixel = unit - rest * pixels
-    plane_of = rest // (g.kh * g.kw)
-    tap = rest - plane_of * (g.kh * g.kw)
+    rest, pixel = split(unit, g.H * g.W)
+    plane_of, tap = split(rest, g.kh * g.kw)
     if plane_of >= g.N * g.O:
         return
     total = grad_out.dtype.type(0)
@@ -330,7 +246,7 @@ def ls_dfn_backward_within_kernel(  # type: ignore[no-untyped-def]
             if seen >= 0 and is_attended(at, g) and takes_part(choice, plane_of, sample, pixel, g):
                 weight = weighted_grad(grad_out, sample_attention, plane_of, sample, pixel, g)
                 weight *= position_weight(position_attention, plane_of, tap, at, g)
-                part += weight * load(channel_sum, plane_of // g.O * pixels + seen)
+                part += weight * load(channel_sum, plane_of // g.O * g.H * g.W + seen)
         total += part
     grad_within[unit] = total
 
@@ -341,21 +257,14 @@ def ls_dfn_backward_sample_kernel(  # type: ignore[no-untyped-def]
 ):
     """One thread for each sample: multiplies what it is without its attention."""
     g = named(numbers)
-    pixels = g.H * g.W
     unit = cuda.grid(1)
-    rest = unit // pixels
-    pixel = unit - rest * pixels
-    plane_of = rest // (g.samples * g.samples)
-    sample = rest - plane_of * g.samples * g.samples
+    rest, pixel = split(unit, g.H * g.W)
+    plane_of, sample = split(rest, g.samples * g.samples)
     if plane_of >= g.N * g.O:
         return
     grad = grad_out.dtype.type(0)
     if takes_part(choice, plane_of, sample, pixel, g):
-        value = shared_taps(within, position_attention, channel_sum, plane_of, sample, pixel, g)
-        at = position(pixel // g.W + down(sample, g), pixel % g.W + right(sample, g), g)
-        if g.has_across != 0 and at >= 0:
-            mixed = mixed_channels(x, across, plane_of, pixel, at, g)
-            value += mixed * position_weight(position_attention, plane_of, centre(g), at, g)
+        value = unattended(x, across, within, position_attention, channel_sum, plane_of, sample, pixel, g)
         grad = grad_of_sample(grad_out, plane_of, sample, pixel, g) * value
     grad_sample_attention[unit] = grad
 
@@ -366,12 +275,9 @@ def ls_dfn_backward_position_kernel(  # type: ignore[no-untyped-def]
 ):
     """One thread for each element of the attention of positions: gathers from the samples centred on its pixel."""
     g = named(numbers)
-    pixels = g.H * g.W
     unit = cuda.grid(1)
-    rest = unit // pixels
-    here = unit - rest * pixels
-    plane_of = rest // (g.kh * g.kw)
-    tap = rest - plane_of * (g.kh * g.kw)
+    rest, here = split(unit, g.H * g.W)
+    plane_of, tap = split(rest, g.kh * g.kw)
     if plane_of >= g.N * g.O:
         return
     seen = position(here // g.W + tap_down(tap, g), here % g.W + tap_right(tap, g), g)
@@ -390,7 +296,7 @@ def ls_dfn_backward_position_kernel(  # type: ignore[no-untyped-def]
                 value = grad * mixed_channels(x, across, plane_of, pixel, here, g)
             if sees_sum:
                 weight = grad * shared_filter(within, plane_of, tap, pixel, g)
-                value += weight * load(channel_sum, plane_of // g.O * pixels + seen)
+                value += weight * load(channel_sum, plane_of // g.O * g.H * g.W + seen)
             part += value
         total += part
     grad_position_attention[unit] = total

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numba import cuda
 
-from dynk.kernels.common.numba_cuda_kernels import CHAIN, load
+from dynk.kernels.common.numba_cuda_kernels import load, staged
 from dynk.kernels.sampled.geometry import MAX, MEAN, NONE, SampleGeometry
 
 
@@ -117,15 +117,45 @@ def weighted_grad(grad_out, sample_attention, plane_of, sample, pixel, g):  # ty
     return grad * sample_weight(sample_attention, plane_of, sample, pixel, g)
 
 
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+
+@cuda.jit(device=True)
+def is_dense(g):  # type: ignore[no-untyped-def]
+    """Return whether this is `dynamic_filter`, whose kernel is passed as `across`."""
+    return g.has_across == 0 and g.has_within == 0
+
+
+@cuda.jit(device=True)
+def dense_taps(x, kernel, plane_of, sample, pixel, g):  # type: ignore[no-untyped-def]
+    """Return a sample of `dynamic_filter`."""
+    chain = merged = total = zero = x.dtype.type(0)
+    pixels = g.H * g.W
+    taps = g.kh * g.kw
+    image = plane_of // g.O * g.C * pixels
+    filters = plane_of * g.C * taps * pixels + pixel
+    terms = 0
+    for tap in range(taps):
+        row = pixel // g.W + down(sample, g) + tap_down(tap, g)
+        at = position(row, pixel % g.W + right(sample, g) + tap_right(tap, g), g)
+        if at < 0:
+            continue
+        for c in range(g.C):
+            chain += load(kernel, filters + (c * taps + tap) * pixels) * load(x, image + c * pixels + at)
+            terms += 1
+            chain, merged, total = staged(terms, chain, merged, total, zero)
+    return total + (merged + chain)
+
+
 @cuda.jit(device=True)
 def shared_taps(within, position_attention, channel_sum, plane_of, sample, pixel, g):  # type: ignore[no-untyped-def]
     """Return the part of a sample that its channels share: the taps of the channel sum."""
-    total = part = channel_sum.dtype.type(0)
+    chain = merged = total = zero = channel_sum.dtype.type(0)
     y = pixel // g.W + down(sample, g)
     x = pixel % g.W + right(sample, g)
     at = position(y, x, g)
     plane = plane_of // g.O * g.H * g.W
-    count = 0
+    terms = 0
     if is_attended(at, g):
         for tap in range(g.kh * g.kw):
             if not is_shared(tap, g):
@@ -135,28 +165,36 @@ def shared_taps(within, position_attention, channel_sum, plane_of, sample, pixel
                 continue
             weight = shared_filter(within, plane_of, tap, pixel, g)
             weight *= position_weight(position_attention, plane_of, tap, at, g)
-            part += weight * load(channel_sum, plane + seen)
-            count += 1
-            if count == CHAIN:
-                total += part
-                part = channel_sum.dtype.type(0)
-                count = 0
-    return total + part
+            chain += weight * load(channel_sum, plane + seen)
+            terms += 1
+            chain, merged, total = staged(terms, chain, merged, total, zero)
+    return total + (merged + chain)
 
 
 @cuda.jit(device=True)
 def mixed_channels(x, across, plane_of, pixel, at, g):  # type: ignore[no-untyped-def]
     """Return the sum over the channels of `across` at a pixel times the image at a position."""
-    total = x.dtype.type(0)
+    chain = merged = total = zero = x.dtype.type(0)
     pixels = g.H * g.W
     image = plane_of // g.O * g.C * pixels + at
     filters = plane_of * g.C * pixels + pixel
-    for first in range(0, g.C, CHAIN):
-        part = x.dtype.type(0)
-        for c in range(first, min(first + CHAIN, g.C)):
-            part += load(across, filters + c * pixels) * load(x, image + c * pixels)
-        total += part
-    return total
+    for c in range(g.C):
+        chain += load(across, filters + c * pixels) * load(x, image + c * pixels)
+        chain, merged, total = staged(c + 1, chain, merged, total, zero)
+    return total + (merged + chain)
+
+
+@cuda.jit(device=True)
+def unattended(  # type: ignore[no-untyped-def]
+    x, across, within, position_attention, channel_sum, plane_of, sample, pixel, g
+):
+    """Return a sample of `ls_dfn` before its attention."""
+    value = shared_taps(within, position_attention, channel_sum, plane_of, sample, pixel, g)
+    at = position(pixel // g.W + down(sample, g), pixel % g.W + right(sample, g), g)
+    if g.has_across != 0 and at >= 0:
+        mixed = mixed_channels(x, across, plane_of, pixel, at, g)
+        value += mixed * position_weight(position_attention, plane_of, centre(g), at, g)
+    return value
 
 
 @cuda.jit(device=True)

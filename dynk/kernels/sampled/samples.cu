@@ -72,6 +72,31 @@ __device__ __forceinline__ void copy_rows(T* tile, const T* across, const Sampli
     close_copies();
 }
 
+// N sums side by side, of up to 64^2 terms, or, `many`, of up to 64^3: then only the first half of the sums is formed, and
+// what would hold the others holds its third level.
+template <typename Acc, int N>
+struct SampleSums : Chains<Acc, N, 2> {
+    using Chains<Acc, N, 2>::merged;
+    const bool many;
+
+    __device__ __forceinline__ explicit SampleSums(bool many) : many(many) {}
+
+    __device__ __forceinline__ void step() {
+        Chains<Acc, N, 2>::step();
+        if (!many || this->terms % (CHAIN * CHAIN) != 0) return;
+#pragma unroll
+        for (int n = 0; n < N / 2; ++n) {
+            merged[n + N / 2] += merged[n];
+            merged[n] = 0;
+        }
+    }
+
+    __device__ __forceinline__ Acc sum(int n) const {
+        const Acc levels = Chains<Acc, N, 2>::sum(n);
+        return many && n < N / 2 ? merged[n + N / 2] + levels : levels;
+    }
+};
+
 // Returns `value(index)` of COUNT, a power of two, whose index is known to the compiler: registers have no addresses.
 template <int COUNT, int FIRST = 0, typename Value>
 __device__ __forceinline__ auto pick(int index, const Value& value) {
@@ -92,7 +117,7 @@ __device__ __forceinline__ bool is_larger(Acc value, int sample, Acc best, int c
 }
 
 // Writes the outputs, and for "max" which sample each is; what is null is not wanted. The threads of a pixel take `each`
-// samples at a time, and keep what is left of them in shared memory.
+// samples at a time, SAMPLES at most, half of that of more than 64^2 rows, and keep what is left of them in shared memory.
 template <typename T, typename Index, bool DENSE>
 __global__ void __launch_bounds__(MANY_THREADS<Index>, 1)
     sampled_forward(const T* __restrict__ x, const T* __restrict__ across, const T* __restrict__ within,
@@ -121,7 +146,7 @@ __global__ void __launch_bounds__(MANY_THREADS<Index>, 1)
     for (Index pass = 0; pass < g.grid; pass += each * blockDim.y) {
         const Index first = pass + each * threadIdx.y;
         const int count = int(g.grid - first < each ? g.grid - first : each);
-        Chains<Acc, SAMPLES * OUTPUTS, 2> sums;
+        SampleSums<Acc, SAMPLES * OUTPUTS> sums(rows > CHAIN * CHAIN);
         const Walk<Index> start(g, first, y, x0);
         Rows<Index, DENSE> source(g, 0);
         Index at[SAMPLES];
