@@ -17,6 +17,11 @@ from dynk.decoupled import (
     filter_norm,
     filter_norm_backward,
 )
+from dynk.dilated import (
+    AdaptiveDilationConv2dGradients,
+    adaptive_dilation_conv2d,
+    adaptive_dilation_conv2d_backward,
+)
 from dynk.sampled import (
     DynamicFilterGradients,
     LsDfnGradients,
@@ -29,12 +34,15 @@ from dynk.sampled import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveDilationConv2dGradients",
     "DdfGradients",
     "DdfUpsampleGradients",
     "DynamicFilterGradients",
     "FilterNormGradients",
     "LsDfnGradients",
     "__version__",
+    "adaptive_dilation_conv2d",
+    "adaptive_dilation_conv2d_backward",
     "backend",
     "backends",
     "ddf",

@@ -1,0 +1,19 @@
+"""Pixel-wise adaptive dilation: `adaptive_dilation_conv2d` and its gradients.
+
+Paper: PAD-Nets: Learning Dynamic Receptive Fields via Pixel-wise Adaptive Dilation, ICLR 2020 submission (PAD).
+"""
+
+from dynk.dilated._adaptive_dilation_conv2d import (
+    ADAPTIVE_DILATION_CONV2D,
+    AdaptiveDilationConv2dGradients,
+    adaptive_dilation_conv2d,
+    adaptive_dilation_conv2d_backward,
+)
+
+__all__ = [
+    "AdaptiveDilationConv2dGradients",
+    "adaptive_dilation_conv2d",
+    "adaptive_dilation_conv2d_backward",
+]
+
+OPERATORS = (ADAPTIVE_DILATION_CONV2D,)
