@@ -21,31 +21,14 @@ CHAIN = 64
 def softmax_geometry(geometry):  # type: ignore[no-untyped-def]
     return SoftmaxGeometry(
         geometry[0], geometry[1], geometry[2], geometry[3], geometry[4], geometry[5], geometry[6]
-    )  # fmt: skip
+    )
 
 
 @kernel
 def gumbel_softmax_forward(logits, seed, out, geometry, reals):  # type: ignore[no-untyped-def]
     """PAD Eq. 2: softmax((logits + g) / tau), or the one-hot of its arg-max."""
-    g = softmax_geometry(geometry)
-    most = _rows(g)
-    blocks = (g.inner + most - 1) // most
-    for task in prange(g.outer * blocks):
-        o = np.int64(task) // blocks
-        first = (np.int64(task) - o * blocks) * most
-        rows = min(most, g.inner - first)
-        values = np.empty(g.K * rows, np.float64)
-        best = np.empty(rows, np.int64)
-        start = o * g.K * g.inner + first
-        _perturb(values, logits, seed, start, rows, geometry)
-        _find_best(values, best, g.K, rows)
-        if g.hard != 0:
-            _write_one_hot(values, best, out, start, rows, g.K, g.inner)
-        else:
-            _normalise(values, best, g.K, rows, reals[0])
-            for k in range(g.K):
-                for r in range(rows):
-                    store(out, start + k * g.inner + r, values[k * rows + r])
+    for task in prange(_tasks(geometry)):
+        _forward_task(np.int64(task), logits, seed, out, geometry, reals[0])
 
 
 @kernel
@@ -53,20 +36,37 @@ def gumbel_softmax_backward(  # type: ignore[no-untyped-def]
     grad_out, logits, seed, grad_logits, grad_seed, geometry, reals
 ):
     """Gradient of the soft output, whether the output was soft or hard."""
+    for task in prange(_tasks(geometry)):
+        _backward_task(np.int64(task), grad_out, logits, seed, grad_logits, geometry, reals[0])
+
+
+@inlined
+def _forward_task(task, logits, seed, out, geometry, tau):  # type: ignore[no-untyped-def]
     g = softmax_geometry(geometry)
-    most = _rows(g)
-    blocks = (g.inner + most - 1) // most
-    for task in prange(g.outer * blocks):
-        o = np.int64(task) // blocks
-        first = (np.int64(task) - o * blocks) * most
-        rows = min(most, g.inner - first)
-        values = np.empty(g.K * rows, np.float64)
-        best = np.empty(rows, np.int64)
-        start = o * g.K * g.inner + first
-        _perturb(values, logits, seed, start, rows, geometry)
-        _find_best(values, best, g.K, rows)
-        _normalise(values, best, g.K, rows, reals[0])
-        _write_gradient(values, grad_out, grad_logits, start, rows, g.K, g.inner, reals[0])
+    start, rows = _block(task, g)
+    values = np.empty(g.K * rows, np.float64)
+    best = np.empty(rows, np.int64)
+    _perturb(values, logits, seed, start, rows, g)
+    _find_best(values, best, g.K, rows)
+    if g.hard != 0:
+        _write_one_hot(values, best, out, start, rows, g.K, g.inner)
+    else:
+        _normalise(values, best, g.K, rows, tau)
+        for k in range(g.K):
+            for r in range(rows):
+                store(out, start + k * g.inner + r, values[k * rows + r])
+
+
+@inlined
+def _backward_task(task, grad_out, logits, seed, grad_logits, geometry, tau):  # type: ignore[no-untyped-def]
+    g = softmax_geometry(geometry)
+    start, rows = _block(task, g)
+    values = np.empty(g.K * rows, np.float64)
+    best = np.empty(rows, np.int64)
+    _perturb(values, logits, seed, start, rows, g)
+    _find_best(values, best, g.K, rows)
+    _normalise(values, best, g.K, rows, tau)
+    _write_gradient(values, grad_out, grad_logits, start, rows, g.K, g.inner, tau)
 
 
 @inlined
@@ -76,9 +76,24 @@ def _rows(g):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _perturb(values, logits, seed, start, rows, geometry):  # type: ignore[no-untyped-def]
-    """Write logits + g to values (K, rows)."""
+def _tasks(geometry):  # type: ignore[no-untyped-def]
     g = softmax_geometry(geometry)
+    return g.outer * ((g.inner + _rows(g) - 1) // _rows(g))
+
+
+@inlined
+def _block(task, g):  # type: ignore[no-untyped-def]
+    """Return the first element of a task's rows and their number."""
+    most = _rows(g)
+    blocks = (g.inner + most - 1) // most
+    outer = task // blocks
+    first = (task - outer * blocks) * most
+    return outer * g.K * g.inner + first, min(most, g.inner - first)
+
+
+@inlined
+def _perturb(values, logits, seed, start, rows, g):  # type: ignore[no-untyped-def]
+    """Write the logits and their noise to values (K, rows)."""
     if g.has_noise != 0:
         words = seed.view(np.uint32)
         offset = np.uint64(g.offset)

@@ -48,7 +48,7 @@ def gumbel_softmax_magnitude(plan: Plan, grad_out: Array | None, logits: Array, 
     with np.errstate(invalid="ignore", over="ignore"):
         exponents = (np.abs(logits.reshape(p.shape)) + np.abs(noise) + 1) / tau
         condition = 1 + exponents + np.where(p > 0, p * exponents, 0).sum(1, keepdims=True)
-        relative = p * condition * (EPS["float64"] / EPS[accumulator(plan.dtype)])
+        relative = np.where(p > 0, p * condition, 0) * (EPS["float64"] / EPS[accumulator(plan.dtype)])
         if grad_out is None:
             return (relative.reshape(plan.out_shape),)
         grad = np.abs(grad_out.reshape(p.shape))
