@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators
@@ -52,7 +50,7 @@ def forward_task(task, x, weight, dilation_weights, bias, out, like, geometry): 
     masks = _seen_by_tap(tile, g)
     for c in range(0, channels, block):
         count = min(block, channels - c)
-        form_columns(tile, x, group * channels + c, count, columns, g)
+        form_columns(tile, x, group * channels + c, count, columns, VECTORS, g)
         finite = load_rows(weight, (o * channels + c) * taps, channels * taps, rows, count * taps, weights)
         for v in range(0, tile.vectors, VECTORS):
             for row in range(0, rows, ROWS):
@@ -60,7 +58,7 @@ def forward_task(task, x, weight, dilation_weights, bias, out, like, geometry): 
     for row in range(rows):
         to = (n * g.O + o + row) * g.Ho * g.Wo + tile.first
         for v in range(tile.vectors):
-            total = vector.load(totals, place(row, v, padded(rows), totals))
+            total = vector.load(totals, place(row, v, padded(rows), VECTORS, totals))
             if g.has_bias != 0:
                 total = vector.add(vector.broadcast(bias, o + row), total)
             vector.store_where(out, to + v * size, 1, total, vector.between(0, tile.count - v * size))
@@ -78,15 +76,15 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
     taps = g.kh * g.kw
     terms, width = channels * taps, VECTORS * vector.lanes(columns)
     many = min(VECTORS, vectors - v)
-    at, b_at = row * terms, place(0, v, terms, columns)
-    to = place(row, v, padded(rows), totals)
+    at, b_at = row * terms, place(0, v, terms, VECTORS, columns)
+    to = place(row, v, padded(rows), VECTORS, totals)
     if finite:
-        multiply(weights, at, terms, 1, columns, b_at, width, terms, many, masks, taps * vectors, totals, to)
+        multiply(weights, at, terms, 1, columns, b_at, width, terms, many, masks, taps * vectors, totals, to, width)
     else:
         for t in range(taps):
             multiply(
                 weights, at + t, terms, taps, columns, b_at + t * width, taps * width, channels, many,
-                masks, t * vectors + v, totals, to,
+                masks, t * vectors + v, totals, to, width,
             )  # fmt: skip
 
 

@@ -17,10 +17,8 @@ CHAIN = 64
 
 _EIGHT = (0, 1, 2, 3, 4, 5, 6, 7)
 _THREE = (0, 1, 2)
-_ALL = tuple(range(ROWS * VECTORS))
-_COLUMN_OF_ALL = _THREE * ROWS
-_COLUMN_OF_EIGHT = (0,) * ROWS
-_START_OF_EIGHT = tuple(VECTORS * k for k in _EIGHT)
+_COLUMN_OF_ALL, _COLUMN_OF_EIGHT = _THREE * ROWS, (0,) * ROWS
+_ROW_OF_ALL = tuple(k // VECTORS for k in range(ROWS * VECTORS))
 
 
 @inlined
@@ -31,39 +29,40 @@ def padded(rows):  # type: ignore[no-untyped-def]
 
 @inlined
 def multiply(  # type: ignore[no-untyped-def]
-    a, at, row_step, step, b, b_at, b_step, terms, vectors, masks, mask_at, sums, to
+    a, at, row_step, step, b, b_at, b_step, terms, vectors, masks, mask_at, sums, to, sum_step
 ):
-    """Add the products of ROWS rows of a with up to VECTORS vectors of b to ROWS rows of sums, where masks say so.
+    """Add the products of ROWS rows of a with up to VECTORS vectors of b to as many sums, where masks say so.
 
-    Term q of row r is a[at + r * row_step + q * step] * b[b_at + q * b_step ...]; sums are a panel from `to` on.
+    Term q of row r is a[at + r * row_step + q * step] * b[b_at + q * b_step ...]; its sums start at to + r * sum_step.
     """
     if vectors == VECTORS:
         _multiply(
-            a, at, row_step, step, b, b_at, b_step, terms, masks, mask_at, sums, to, _THREE, _ALL, _COLUMN_OF_ALL, _ALL
-        )
+            a, at, row_step, step, b, b_at, b_step, terms, masks, mask_at, sums, to, sum_step,
+            _THREE, _COLUMN_OF_ALL, _ROW_OF_ALL,
+        )  # fmt: skip
     else:
         for v in range(vectors):
             shift = v * vector.lanes(b)
             _multiply(
-                a, at, row_step, step, b, b_at + shift, b_step, terms, masks, mask_at + v, sums, to + shift,
-                (0,), _EIGHT, _COLUMN_OF_EIGHT, _START_OF_EIGHT,
+                a, at, row_step, step, b, b_at + shift, b_step, terms, masks, mask_at + v, sums, to + shift, sum_step,
+                (0,), _COLUMN_OF_EIGHT, _EIGHT,
             )  # fmt: skip
 
 
 @inlined
 def _multiply(  # type: ignore[no-untyped-def]
-    a, at, row_step, step, b, b_at, b_step, terms, masks, mask_at, sums, to, columns, numbers, column_of, start_of
+    a, at, row_step, step, b, b_at, b_step, terms, masks, mask_at, sums, to, sum_step, columns, column_of, row_of
 ):
     size = vector.lanes(b)
     rows, panel = vector.spaced(at, row_step, _EIGHT), vector.spaced(b_at, size, columns)
-    total = vector.zeros(b, numbers)
+    total = vector.zeros(b, row_of)
     for first in range(0, terms, CHAIN):
-        chain = vector.zeros(b, numbers)
+        chain = vector.zeros(b, row_of)
         for q in range(first, min(first + CHAIN, terms)):
             factors = vector.broadcast(a, vector.shift(rows, q * step))
             chain = vector.outer(factors, vector.load(b, vector.shift(panel, q * b_step)), chain)
         total = vector.add(chain, total)
-    here = vector.spaced(to, size, start_of)
+    here = vector.spaced(vector.spaced(to, size, column_of), sum_step, row_of)
     before = vector.load(sums, here)
     which = vector.pick(masks, vector.shift(column_of, mask_at))
     vector.store(sums, here, vector.where(which, vector.add(before, total), before))
@@ -93,3 +92,13 @@ def everywhere(count):  # type: ignore[no-untyped-def]
     for k in range(count):
         masks[k] = -1
     return masks
+
+
+@inlined
+def add_to(sums, more):  # type: ignore[no-untyped-def]
+    """Add an array of sums to another, and clear it."""
+    size = vector.lanes(sums)
+    zero = vector.zeros(sums, 0)
+    for k in range(0, sums.size, size):
+        vector.store(sums, k, vector.add(vector.load(sums, k), vector.load(more, k)))
+        vector.store(more, k, zero)
