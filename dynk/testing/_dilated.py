@@ -1,4 +1,8 @@
-"""How to draw calls of the dilated family, in the form of `_decoupled`."""
+"""How to draw calls of the dilated family, in the form of `_decoupled`.
+
+Weights of dilations are no small integers: their sum, the column of a tap that sees the same pixel in every dilation,
+would be 0 in exact arithmetic alone, and an infinite weight times it NaN there and infinite elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +29,14 @@ def adaptive_dilation_conv2d(draw: st.DrawFn, array: Callable[..., Any], small: 
     groups = draw(st.one_of(st.sampled_from([1, C]), groups_of(C)))
     O = groups * draw(st.integers(1, 3 if groups > 4 else 9))  # noqa: E741
     pixels = (N, -(-H // stride_h), -(-W // stride_w))
-    hard = draw(st.booleans())
+    if draw(st.booleans()):
+        dilation_weights = draw(_indices(pixels, len(dilations)))
+    else:
+        dilation_weights = array((N, len(dilations), *pixels[1:]), draw(st.sampled_from(["normal", "wide"])))
     arrays = (
         array((N, C, H, W)),
         array((O, C // groups, kh, kw)),
-        draw(_indices(pixels, len(dilations))) if hard else array((N, len(dilations), *pixels[1:])),
+        dilation_weights,
         array((O,)) if draw(st.booleans()) else None,
     )
     return arrays, {"dilations": dilations, "stride": stride, "groups": groups}
