@@ -33,7 +33,7 @@ DENSE, DEPTHWISE = "dense.cu", "depthwise.cu"
 WORKSPACE = 64 << 20  # bytes of partial sums, at most
 TILE, DEPTH = 64, 16  # of a product's block, as the source says
 FEW_OUTPUTS = 4  # of a group that is taken for depth-wise
-SLICES = 16  # threads that share a pixel's channels, at most
+SLICES = 8  # threads that share a pixel's channels, at most
 
 
 def adaptive_dilation_conv2d_forward(

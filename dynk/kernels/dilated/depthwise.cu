@@ -53,12 +53,12 @@ __global__ void __launch_bounds__(256, 1)
 
 // Threads along z share the channels of a pixel.
 template <typename T, typename Index>
-__global__ void __launch_bounds__(512, 1)
+__global__ void __launch_bounds__(256, 1)
     dilation_depthwise_backward_shares(const T* __restrict__ grad_out, const T* __restrict__ x,
                                        const T* __restrict__ weight, const T* __restrict__ shares,
                                        T* __restrict__ grad_shares, DilationGeometry<Index> g) {
     using Acc = accumulator<T>;
-    __shared__ Acc shared[512];
+    __shared__ Acc shared[256];
     const long long number = (long long)blockIdx.x * blockDim.x + threadIdx.x, pixels = (long long)g.N * g.pixels();
     const Pixel<T, Index> pixel(g, {shares, nullptr, nullptr}, Index(number < pixels ? number : 0));
     Chains<Acc, MAX_DILATIONS, 3> sums;
