@@ -10,7 +10,7 @@ from __future__ import annotations
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, fill
-from dynk.kernels.dilated.cpu_columns import place, read
+from dynk.kernels.dilated.cpu_columns import place
 from dynk.kernels.dilated.cpu_products import CHAIN, ROWS, everywhere, load_rows, multiply, padded
 from dynk.kernels.dilated.cpu_tiles import (
     VECTORS,
@@ -149,15 +149,16 @@ def _spread(tile, v, tap, d, columns, count, planes, which, first_row, band, g):
         return
     (start,) = starts_of(tile, which * count * band - first_row * g.W, v, tap // g.kw, tap % g.kw, (d,), columns, g)
     share = vector.load(tile.shares, (v * g.D + d) * size)
+    flat, anchors = tile.flat, tile.anchors
     for c in range(count):
         grad = vector.load(columns, place(c * taps + tap, v, padded(count * taps), VECTORS, columns))
         to = start + c * band
-        if tile.flat:
+        if flat:
             total = vector.fma(share, grad, vector.load_where(planes, to, 1, mask))
             vector.store_where(planes, to, 1, total, mask)
         else:
-            total = vector.fma(share, grad, vector.gather(planes, to, tile.anchors, v * size, mask))
-            vector.scatter(planes, to, tile.anchors, v * size, total, mask)
+            total = vector.fma(share, grad, vector.gather(planes, to, anchors, v * size, mask))
+            vector.scatter(planes, to, anchors, v * size, total, mask)
 
 
 @inlined
@@ -213,13 +214,17 @@ def _add_shares(tile, v, x, channel, count, columns, sums, dilations, g):  # typ
     """Add the products of some channels' columns and their gradients, for some dilations."""
     size, plane, taps = vector.lanes(columns), g.H * g.W, g.kh * g.kw
     total = vector.zeros(columns, dilations)
+    flat, anchors = tile.flat, tile.anchors
     for tap in range(taps):
         masks = masks_of(tile, v, tap // g.kw, tap % g.kw, dilations, g)
         starts = starts_of(tile, (tile.n * g.C + channel) * plane, v, tap // g.kw, tap % g.kw, dilations, columns, g)
         chain = vector.zeros(columns, dilations)
         for c in range(count):
             grad = vector.load(columns, place(c * taps + tap, v, padded(count * taps), VECTORS, columns))
-            values = read(tile, x, vector.shift(starts, c * plane), v, masks)
+            if flat:
+                values = vector.load_where(x, vector.shift(starts, c * plane), 1, masks)
+            else:
+                values = vector.gather(x, vector.shift(starts, c * plane), anchors, v * size, masks)
             chain = vector.where(masks, vector.fma(grad, values, chain), chain)
         total = vector.add(chain, total)
     here = vector.spaced(v * g.D * size, size, dilations)

@@ -129,16 +129,17 @@ def _keep_seen(tile, t, grads, kept, vectors, g):  # type: ignore[no-untyped-def
 @inlined
 def _transpose(tile, grad_out, o, outs, grads, g):  # type: ignore[no-untyped-def]
     """Copy grad_out of some output channels to panels, pixel by pixel; return whether all are finite."""
-    size = vector.lanes(grads)
-    check = grads.dtype.type(0)
-    for row in range(outs):
-        start = (tile.n * g.O + o + row) * g.Ho * g.Wo + tile.first
-        to = place(0, row // size, PANELS * VECTORS * size, VECTORS, grads) + row % size
+    size, plane = vector.lanes(grads), g.Ho * g.Wo
+    zero = vector.zeros(grads, 0)
+    check = zero
+    for v in range(ceil_div(outs, size)):
+        start = (tile.n * g.O + o + v * size) * plane + tile.first
+        mask = vector.between(0, outs - v * size)
         for pixel in range(tile.count):
-            value = load(grad_out, start + pixel)
-            check += value * grads.dtype.type(0)  # 0 unless a value is not finite
-            store(grads, to + pixel * VECTORS * size, value)
-    return check == 0
+            values = vector.load_where(grad_out, start + pixel, plane, mask)
+            check = vector.fma(values, zero, check)  # 0 unless a value is not finite
+            vector.store(grads, place(pixel, v, PANELS * VECTORS * size, VECTORS, grads), values)
+    return vector.total(check) == 0
 
 
 @inlined
