@@ -19,8 +19,11 @@ from dynk.decoupled import (
 )
 from dynk.dilated import (
     AdaptiveDilationConv2dGradients,
+    GumbelSoftmaxGradients,
     adaptive_dilation_conv2d,
     adaptive_dilation_conv2d_backward,
+    gumbel_softmax,
+    gumbel_softmax_backward,
 )
 from dynk.sampled import (
     DynamicFilterGradients,
@@ -39,6 +42,7 @@ __all__ = [
     "DdfUpsampleGradients",
     "DynamicFilterGradients",
     "FilterNormGradients",
+    "GumbelSoftmaxGradients",
     "LsDfnGradients",
     "__version__",
     "adaptive_dilation_conv2d",
@@ -53,6 +57,8 @@ __all__ = [
     "dynamic_filter_backward",
     "filter_norm",
     "filter_norm_backward",
+    "gumbel_softmax",
+    "gumbel_softmax_backward",
     "ls_dfn",
     "ls_dfn_backward",
 ]

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from cuda_emulator.toolchain import cuda_include_folders
+from emulated import has_size
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,11 +63,6 @@ def arguments(expression: str) -> tuple[str, list[str]]:
     """Return a kernel's name and its template arguments."""
     name, _, rest = expression.removesuffix(">").partition("<")
     return name, rest.split(", ")
-
-
-def has_size(name: str) -> bool:
-    """Return whether kernels of this name have a kernel size among their template arguments, after the types."""
-    return name not in ("sum_partials", "filter_norm_backward_scale") and not name.startswith("sampled_")
 
 
 @cache

@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from dynk.dilated import seed_words
 from dynk_jax._apply import apply
 
-__all__ = ["ddf", "ddf_upsample", "dynamic_filter", "filter_norm", "ls_dfn"]
+__all__ = ["ddf", "ddf_upsample", "dynamic_filter", "filter_norm", "gumbel_softmax", "ls_dfn"]
 
 
 def ddf(
@@ -341,3 +344,76 @@ def ls_dfn(
         attention_residual=attention_residual,
         reduce=reduce,
     )
+
+
+def gumbel_softmax(
+    logits: Any,
+    key: Any = None,
+    *,
+    tau: float = 1.0,
+    hard: bool = False,
+    seed: Any = None,
+    offset: int = 0,
+    axis: int = 1,
+) -> jax.Array:
+    r"""Draw a choice among candidates that can be differentiated (PAD Eq. 2).
+
+    .. math::
+        out = softmax((logits + g) / \tau), \quad g = -\log(-\log u)
+
+    over `axis`, with u uniform on (0, 1) and drawn anew for each element: the arg-max of logits + g is a candidate drawn
+    with the probabilities softmax(logits).
+
+    Parameters
+    ----------
+    logits : array of any shape
+        Unnormalised log-probabilities, such as (N, D, H, W) of D candidates for each pixel. float16, bfloat16, float32
+        or float64.
+    key : JAX key, optional
+        Where the seed is drawn from: two words of `jax.random.bits`. Without key and seed there is no noise, as for
+        evaluation.
+    tau : float, default 1.0
+        Temperature: towards 0 the output becomes one-hot, far above 1 uniform.
+    hard : bool, default False
+        Whether to return the one-hot of the arg-max instead, the first of equal ones. The gradient stays that of the
+        soft output (straight-through).
+    seed : int or array of int32 or int64, optional
+        Which noise, as of `dynk.gumbel_softmax`, which draws the same for the same seed. An array is no constant of the
+        compiled program, an int is one.
+    offset : int, default 0
+        Is added to the number of each element.
+    axis : int, default 1
+        The axis of the candidates; a negative one counts from the end.
+
+    Returns
+    -------
+    jax.Array of the shape of `logits`
+        Of its dtype. Where a logit is NaN so are all candidates that it competes with.
+
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError
+        As `ddf`.
+
+    See Also
+    --------
+    dynk.gumbel_softmax : the same on arrays of any kind.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, dynk_jax
+    >>> logits = jnp.log(jnp.array([[0.1, 0.2, 0.7]]))
+    >>> dynk_jax.gumbel_softmax(logits).round(3)
+    Array([[0.1, 0.2, 0.7]], dtype=float32)
+    >>> draws = dynk_jax.gumbel_softmax(jnp.tile(logits, (10000, 1)), seed=0, hard=True)
+    >>> draws.mean(0).round(2)
+    Array([0.1, 0.2, 0.7], dtype=float32)
+    """
+    if key is not None and seed is not None:
+        msg = "gumbel_softmax: seed must be None where a key is given, got both"
+        raise ValueError(msg)
+    if key is not None:
+        seed = jax.lax.bitcast_convert_type(jax.random.bits(key, (2,), jnp.uint32), jnp.int32)
+    elif isinstance(seed, int | np.integer | float | str | bytes):
+        seed = seed_words("gumbel_softmax", seed)
+    return apply("gumbel_softmax", (logits, seed), tau=tau, hard=hard, offset=offset, axis=axis)

@@ -1,4 +1,4 @@
-"""Pixel-wise adaptive dilation: `adaptive_dilation_conv2d` and its gradients.
+"""Pixel-wise adaptive dilation: `adaptive_dilation_conv2d`, `gumbel_softmax` and their gradients.
 
 Paper: PAD-Nets: Learning Dynamic Receptive Fields via Pixel-wise Adaptive Dilation, ICLR 2020 submission (PAD).
 """
@@ -9,11 +9,22 @@ from dynk.dilated._adaptive_dilation_conv2d import (
     adaptive_dilation_conv2d,
     adaptive_dilation_conv2d_backward,
 )
+from dynk.dilated._gumbel_softmax import (
+    GUMBEL_SOFTMAX,
+    GumbelSoftmaxGradients,
+    gumbel_softmax,
+    gumbel_softmax_backward,
+    seed_number,
+    seed_words,
+)
 
 __all__ = [
     "AdaptiveDilationConv2dGradients",
+    "GumbelSoftmaxGradients",
     "adaptive_dilation_conv2d",
     "adaptive_dilation_conv2d_backward",
+    "gumbel_softmax",
+    "gumbel_softmax_backward",
 ]
 
-OPERATORS = (ADAPTIVE_DILATION_CONV2D,)
+OPERATORS = (ADAPTIVE_DILATION_CONV2D, GUMBEL_SOFTMAX)

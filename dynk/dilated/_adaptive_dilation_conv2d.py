@@ -248,7 +248,7 @@ ADAPTIVE_DILATION_CONV2D = Operator(
     arrays=("x", "weight", "dilation_weights", "bias"),
     optional=frozenset({"bias"}),
     options={
-        "dilations": ("int[][]", (1, 2, 4)),
+        "dilations": ("int[]", (1, 2, 4)),
         "stride": ("int[2]", 1),
         "groups": ("int", 1),
     },

@@ -6,6 +6,7 @@ would be 0 in exact arithmetic alone, and an infinite weight times it NaN there 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,34 @@ def adaptive_dilation_conv2d(draw: st.DrawFn, array: Callable[..., Any], small: 
     return arrays, {"dilations": dilations, "stride": stride, "groups": groups}
 
 
-CALLS = {"adaptive_dilation_conv2d": adaptive_dilation_conv2d}
+def gumbel_softmax(draw: st.DrawFn, array: Callable[..., Any], small: bool) -> Drawn:
+    """Draw a call of `gumbel_softmax`: candidates for each pixel or for each sample, and seeds in any form."""
+    N, C, H, W = draw(images(small=small))
+    D = draw(st.integers(1, 9))
+    shape, axis = draw(st.sampled_from([((N, D, H, W), 1), ((N, C), 1), ((N, H, D), -1), ((D, C), 0), ((D,), 0)]))
+    size = math.prod(shape)
+    seeds = draw(st.sampled_from([S for S in (1, 2, 3, N, N * D) if S > 0 and size % S == 0]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    seed = draw(
+        st.sampled_from(
+            [
+                None,
+                rng.integers(-(2**63), 2**63, (seeds,)),
+                rng.integers(-(2**31), 2**31, (seeds, 2), np.int32),
+                np.array(draw(st.integers(0, 5))),
+            ]
+        )
+    )
+    options = {
+        "tau": draw(st.sampled_from([1.0, 0.1, 1e-3, 30.0, 1e3])),
+        "hard": draw(st.booleans()),
+        "offset": draw(st.sampled_from([0, 1, 2**32 - 3, 2**63 - 1])),
+        "axis": axis,
+    }
+    return (array(shape), seed), options
+
+
+CALLS = {"adaptive_dilation_conv2d": adaptive_dilation_conv2d, "gumbel_softmax": gumbel_softmax}
 
 
 @st.composite

@@ -23,9 +23,15 @@ from dynk.kernels.dilated.cpu_grad_weight import (
     grad_weight_tasks,
     shares_of,
 )
+from dynk.kernels.dilated.cpu_gumbel import gumbel_softmax_backward, gumbel_softmax_forward
 from dynk.kernels.dilated.cpu_tiles import ceil_div, dilation_geometry, tile_pixels
 
-__all__ = ["adaptive_dilation_conv2d_backward", "adaptive_dilation_conv2d_forward"]
+__all__ = [
+    "adaptive_dilation_conv2d_backward",
+    "adaptive_dilation_conv2d_forward",
+    "gumbel_softmax_backward",
+    "gumbel_softmax_forward",
+]
 
 
 @kernel

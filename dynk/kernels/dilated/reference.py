@@ -14,6 +14,19 @@ import numpy.typing as npt
 
 from dynk._operator import Plan
 from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, DilationGeometry
+from dynk.kernels.dilated.reference_gumbel import (
+    gumbel_softmax_backward,
+    gumbel_softmax_forward,
+    gumbel_softmax_magnitude,
+)
+
+__all__ = [
+    "adaptive_dilation_conv2d_backward",
+    "adaptive_dilation_conv2d_forward",
+    "gumbel_softmax_backward",
+    "gumbel_softmax_forward",
+    "gumbel_softmax_magnitude",
+]
 
 Array = npt.NDArray[np.float64]
 Inside = npt.NDArray[np.bool_]

@@ -1,0 +1,7 @@
+"""Numba CUDA kernels of the family and their launch."""
+
+from __future__ import annotations
+
+from dynk.kernels.dilated.numba_cuda_gumbel import gumbel_softmax_backward, gumbel_softmax_forward
+
+__all__ = ["gumbel_softmax_backward", "gumbel_softmax_forward"]
