@@ -7,8 +7,15 @@ from numba import prange
 
 from dynk.kernels.common.compile import kernel
 from dynk.kernels.common.numeric import accumulators
+from dynk.kernels.dilated.cpu_depthwise import (
+    depthwise_shares,
+    depthwise_task,
+    depthwise_tasks,
+    depthwise_weight_task,
+    depthwise_weight_tasks,
+)
 from dynk.kernels.dilated.cpu_forward import forward_task, forward_tasks
-from dynk.kernels.dilated.cpu_grad_columns import grad_shares_task, grad_x_task, grad_x_tasks
+from dynk.kernels.dilated.cpu_grad_columns import grad_shares_task, grad_x_task, grad_x_tasks, is_depthwise
 from dynk.kernels.dilated.cpu_grad_weight import (
     add_shares_task,
     grad_bias_task,
@@ -34,8 +41,12 @@ def adaptive_dilation_conv2d_forward(  # type: ignore[no-untyped-def]
     """PAD Eq. 1."""
     g = dilation_geometry(geometry)
     like = accumulators(x, 0)
-    for task in prange(forward_tasks(like, g)):
-        forward_task(np.int64(task), x, weight, dilation_weights, bias, out, like, geometry)
+    if is_depthwise(g):
+        for task in prange(depthwise_tasks(like, g)):
+            depthwise_task(np.int64(task), x, weight, dilation_weights, bias, out, like, geometry)
+    else:
+        for task in prange(forward_tasks(like, g)):
+            forward_task(np.int64(task), x, weight, dilation_weights, bias, out, like, geometry)
 
 
 @kernel
@@ -54,15 +65,19 @@ def adaptive_dilation_conv2d_backward(  # type: ignore[no-untyped-def]
             grad_shares_task(
                 np.int64(task), grad_out, x, weight, dilation_weights, grad_dilation_weights, like, geometry
             )
-    if grad_weight.size > 0 and shares_of(like, g) == 1:
-        for task in prange(grad_weight_tasks(like, g)):
-            grad_weight_task(np.int64(task), grad_out, x, dilation_weights, grad_weight, like, geometry)
-    elif grad_weight.size > 0:
-        partials = accumulators(like, shares_of(like, g) * grad_weight.size)
-        for task in prange(grad_weight_tasks(like, g)):
-            grad_weight_task(np.int64(task), grad_out, x, dilation_weights, partials, like, geometry)
-        for o in prange(g.O):
-            add_shares_task(np.int64(o), partials, grad_weight, like, geometry)
+    if grad_weight.size > 0:
+        shares = depthwise_shares(like, g) if is_depthwise(g) else shares_of(like, g)
+        partials = accumulators(like, shares * grad_weight.size if shares > 1 else 0)
+        if is_depthwise(g):
+            for task in prange(depthwise_weight_tasks(like, g)):
+                depthwise_weight_task(
+                    np.int64(task), grad_out, x, dilation_weights, partials, grad_weight, like, geometry
+                )
+        else:
+            for task in prange(grad_weight_tasks(like, g)):
+                grad_weight_task(np.int64(task), grad_out, x, dilation_weights, partials, grad_weight, like, geometry)
+        for o in prange(g.O if shares > 1 else 0):
+            add_shares_task(np.int64(o), partials, shares, grad_weight, geometry)
     if grad_bias.size > 0:
         for o in prange(g.O):
             grad_bias_task(np.int64(o), grad_out, grad_bias, like, geometry)

@@ -46,18 +46,14 @@ def _mix(tile, v, i, j, x, channel, channels, columns, panel, dilations, g):  # 
     shares = vector.load(tile.shares, vector.spaced(v * g.D * size, size, dilations))
     shares = vector.where(masks, shares, vector.zeros(columns, dilations))
     to, step = place(i * g.kw + j, v, channels * taps, panel, columns), taps * panel * size
+    flat, anchors = tile.flat, tile.anchors  # passing the tile in a loop would cost more than the loop
     for c in range(channels):
         here = (to + c * step,)
-        values = read(tile, x, vector.shift(starts, c * plane), v, masks)
+        if flat:
+            values = vector.load_where(x, vector.shift(starts, c * plane), 1, masks)
+        else:
+            values = vector.gather(x, vector.shift(starts, c * plane), anchors, v * size, masks)
         total = vector.zeros(columns, here)
         if dilations[0] > 0:
             total = vector.load(columns, here)
         vector.store(columns, here, vector.dot(values, shares, total))
-
-
-@inlined
-def read(tile, x, starts, v, masks):  # type: ignore[no-untyped-def]
-    """Return what is read of the image at the pixels of vector v, 0 where the masks exclude it."""
-    if tile.flat:
-        return vector.load_where(x, starts, 1, masks)
-    return vector.gather(x, starts, tile.anchors, v * (tile.anchors.size // tile.vectors), masks)

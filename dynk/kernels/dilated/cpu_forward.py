@@ -6,13 +6,13 @@ from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.dilated.cpu_columns import form_columns, place
-from dynk.kernels.dilated.cpu_products import ROWS, everywhere, load_rows, multiply, padded
+from dynk.kernels.dilated.cpu_products import ROWS, load_rows, multiply, padded
 from dynk.kernels.dilated.cpu_tiles import (
     PANELS,
     VECTORS,
     ceil_div,
     dilation_geometry,
-    seen,
+    seen_by_tap,
     tile_of,
     tile_pixels,
 )
@@ -47,7 +47,7 @@ def forward_task(task, x, weight, dilation_weights, bias, out, like, geometry): 
     columns = accumulators(like, PANELS * VECTORS * size * block * taps)
     weights = accumulators(like, padded(rows) * block * taps + size)
     totals = accumulators(like, PANELS * VECTORS * size * padded(rows))
-    masks = _seen_by_tap(tile, g)
+    masks = seen_by_tap(tile, g)
     for c in range(0, channels, block):
         count = min(block, channels - c)
         form_columns(tile, x, group * channels + c, count, columns, VECTORS, g)
@@ -86,14 +86,3 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
                 weights, at + t, terms, taps, columns, b_at + t * width, taps * width, channels, many,
                 masks, t * vectors + v, totals, to, width,
             )  # fmt: skip
-
-
-@inlined
-def _seen_by_tap(tile, g):  # type: ignore[no-untyped-def]
-    """Return the masks of the pixels at which each tap is read, by vector, and VECTORS masks of all pixels."""
-    taps = g.kh * g.kw
-    masks = everywhere(taps * tile.vectors + VECTORS)
-    for t in range(taps):
-        for v in range(tile.vectors):
-            masks[t * tile.vectors + v] = seen(tile, v, t // g.kw, t % g.kw, g)
-    return masks

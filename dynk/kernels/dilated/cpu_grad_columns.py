@@ -10,12 +10,14 @@ from __future__ import annotations
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, fill
-from dynk.kernels.dilated.cpu_columns import place, read
-from dynk.kernels.dilated.cpu_products import CHAIN, ROWS, everywhere, load_rows, multiply, padded
+from dynk.kernels.dilated.cpu_columns import place
+from dynk.kernels.dilated.cpu_depthwise import form_depthwise_grad_columns
+from dynk.kernels.dilated.cpu_products import CHAIN, ROWS, load_rows, multiply, padded
 from dynk.kernels.dilated.cpu_tiles import (
     VECTORS,
     ceil_div,
     dilation_geometry,
+    everywhere,
     masks_of,
     starts_of,
     tap_row,
@@ -29,6 +31,18 @@ PLANES = 2**19  # numbers of the image's gradient that a task holds, at most, bu
 
 
 @inlined
+def is_depthwise(g):  # type: ignore[no-untyped-def]
+    """Return whether each channel is convolved by itself; blocks of channels then take no heed of groups."""
+    return g.groups == g.C
+
+
+@inlined
+def _groups(g):  # type: ignore[no-untyped-def]
+    """Return the number of groups that blocks of channels must not cross."""
+    return 1 if is_depthwise(g) else g.groups
+
+
+@inlined
 def grad_block(channels, taps):  # type: ignore[no-untyped-def]
     """Return how many channels' gradients are formed at once."""
     return min(channels, 32, ceil_div(TERMS, taps))
@@ -36,22 +50,25 @@ def grad_block(channels, taps):  # type: ignore[no-untyped-def]
 
 @inlined
 def weights_size(block, like, g):  # type: ignore[no-untyped-def]
-    return min(OUTS, g.O // g.groups) * block * g.kh * g.kw + vector.lanes(like)
+    return 0 if is_depthwise(g) else min(OUTS, g.O // g.groups) * block * g.kh * g.kw + vector.lanes(like)
 
 
 @inlined
 def grads_size(like, g):  # type: ignore[no-untyped-def]
-    return tile_pixels(like) * min(OUTS, g.O // g.groups)
+    return 0 if is_depthwise(g) else tile_pixels(like) * min(OUTS, g.O // g.groups)
 
 
 @inlined
 def form_grad_columns(  # type: ignore[no-untyped-def]
     tile, grad_out, weight, group, c, count, weights, grads, columns, new_weights, new_grads, g
 ):
-    """Form the gradient of the columns of `count` channels from channel c of a group on.
+    """Form the gradient of the columns of `count` channels from channel c of a group on; of all, where depth-wise.
 
     Unless they are new, `weights` and `grads` hold what the last call copied, where that was all of them.
     """
+    if is_depthwise(g):
+        form_depthwise_grad_columns(tile, grad_out, weight, c, count, columns, g)
+        return
     taps, outs, width = g.kh * g.kw, g.O // g.groups, VECTORS * vector.lanes(columns)
     rows, masks = count * taps, everywhere(VECTORS)
     fill(columns, 0)
@@ -93,7 +110,7 @@ def _sets(g):  # type: ignore[no-untyped-def]
 @inlined
 def _block_and_rows(g):  # type: ignore[no-untyped-def]
     """Return the channels and the rows of a task of the image's gradient."""
-    block = grad_block(g.C // g.groups, g.kh * g.kw)
+    block = grad_block(g.C // _groups(g), g.kh * g.kw)
     if block >= 16 and _sets(g) * block * g.H * g.W > PLANES:
         block = block // 2  # longer bands are worth more than longer blocks
     return block, min(g.H, max(1, PLANES // (_sets(g) * block * g.W)))
@@ -102,17 +119,17 @@ def _block_and_rows(g):  # type: ignore[no-untyped-def]
 @inlined
 def grad_x_tasks(g):  # type: ignore[no-untyped-def]
     block, rows = _block_and_rows(g)
-    return g.N * g.groups * ceil_div(g.C // g.groups, block) * ceil_div(g.H, rows)
+    return g.N * _groups(g) * ceil_div(g.C // _groups(g), block) * ceil_div(g.H, rows)
 
 
 @inlined
 def grad_x_task(task, grad_out, weight, dilation_weights, grad_x, like, geometry):  # type: ignore[no-untyped-def]
     g = dilation_geometry(geometry)
-    channels, taps = g.C // g.groups, g.kh * g.kw
+    channels, taps = g.C // _groups(g), g.kh * g.kw
     block, rows = _block_and_rows(g)
     bands, blocks = ceil_div(g.H, rows), ceil_div(channels, block)
     first_row, c = task % bands * rows, task // bands % blocks * block
-    group, n = task // bands // blocks % g.groups, task // bands // blocks // g.groups
+    group, n = task // bands // blocks % _groups(g), task // bands // blocks // _groups(g)
     end_row, count = min(g.H, first_row + rows), min(block, channels - c)
     band = (end_row - first_row) * g.W
     planes = accumulators(like, _sets(g) * count * band)
@@ -149,15 +166,16 @@ def _spread(tile, v, tap, d, columns, count, planes, which, first_row, band, g):
         return
     (start,) = starts_of(tile, which * count * band - first_row * g.W, v, tap // g.kw, tap % g.kw, (d,), columns, g)
     share = vector.load(tile.shares, (v * g.D + d) * size)
+    flat, anchors = tile.flat, tile.anchors
     for c in range(count):
         grad = vector.load(columns, place(c * taps + tap, v, padded(count * taps), VECTORS, columns))
         to = start + c * band
-        if tile.flat:
+        if flat:
             total = vector.fma(share, grad, vector.load_where(planes, to, 1, mask))
             vector.store_where(planes, to, 1, total, mask)
         else:
-            total = vector.fma(share, grad, vector.gather(planes, to, tile.anchors, v * size, mask))
-            vector.scatter(planes, to, tile.anchors, v * size, total, mask)
+            total = vector.fma(share, grad, vector.gather(planes, to, anchors, v * size, mask))
+            vector.scatter(planes, to, anchors, v * size, total, mask)
 
 
 @inlined
@@ -183,13 +201,13 @@ def grad_shares_task(  # type: ignore[no-untyped-def]
     """Sum over all channels and taps at the pixels of a tile."""
     g = dilation_geometry(geometry)
     size, tiles = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like))
-    channels, taps = g.C // g.groups, g.kh * g.kw
+    channels, taps = g.C // _groups(g), g.kh * g.kw
     block, n = grad_block(channels, taps), task // tiles
     tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, dilation_weights, like, geometry)
     columns = accumulators(like, tile_pixels(like) * padded(block * taps))
     weights, grads = accumulators(like, weights_size(block, like, g)), accumulators(like, grads_size(like, g))
     sums = accumulators(like, tile.vectors * g.D * size)
-    for group in range(g.groups):
+    for group in range(_groups(g)):
         for c in range(0, channels, block):
             count = min(block, channels - c)
             form_grad_columns(tile, grad_out, weight, group, c, count, weights, grads, columns, True, c == 0, g)
@@ -213,13 +231,17 @@ def _add_shares(tile, v, x, channel, count, columns, sums, dilations, g):  # typ
     """Add the products of some channels' columns and their gradients, for some dilations."""
     size, plane, taps = vector.lanes(columns), g.H * g.W, g.kh * g.kw
     total = vector.zeros(columns, dilations)
+    flat, anchors = tile.flat, tile.anchors
     for tap in range(taps):
         masks = masks_of(tile, v, tap // g.kw, tap % g.kw, dilations, g)
         starts = starts_of(tile, (tile.n * g.C + channel) * plane, v, tap // g.kw, tap % g.kw, dilations, columns, g)
         chain = vector.zeros(columns, dilations)
         for c in range(count):
             grad = vector.load(columns, place(c * taps + tap, v, padded(count * taps), VECTORS, columns))
-            values = read(tile, x, vector.shift(starts, c * plane), v, masks)
+            if flat:
+                values = vector.load_where(x, vector.shift(starts, c * plane), 1, masks)
+            else:
+                values = vector.gather(x, vector.shift(starts, c * plane), anchors, v * size, masks)
             chain = vector.where(masks, vector.fma(grad, values, chain), chain)
         total = vector.add(chain, total)
     here = vector.spaced(v * g.D * size, size, dilations)

@@ -12,12 +12,13 @@ from dynk.kernels.common.compile import inlined
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.dilated.cpu_columns import form_columns, place
 from dynk.kernels.dilated.cpu_forward import block_of
-from dynk.kernels.dilated.cpu_products import CHAIN, ROWS, add_to, everywhere, multiply, padded
+from dynk.kernels.dilated.cpu_products import CHAIN, ROWS, add_to, multiply, padded
 from dynk.kernels.dilated.cpu_tiles import (
     PANELS,
     VECTORS,
     ceil_div,
     dilation_geometry,
+    everywhere,
     seen,
     tile_of,
     tile_pixels,
@@ -49,8 +50,10 @@ def grad_weight_tasks(like, g):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def grad_weight_task(task, grad_out, x, dilation_weights, sums, like, geometry):  # type: ignore[no-untyped-def]
-    """Write a share's sum for a block of channels: `sums` is the gradient itself or has one of it for each share."""
+def grad_weight_task(  # type: ignore[no-untyped-def]
+    task, grad_out, x, dilation_weights, partials, grad_weight, like, geometry
+):
+    """Write a share's sum for a block of channels: to the gradient, or to that of its share where there are several."""
     g = dilation_geometry(geometry)
     size, tiles, shares = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like)), shares_of(like, g)
     outs, channels, taps = g.O // g.groups, g.C // g.groups, g.kh * g.kw
@@ -75,11 +78,14 @@ def grad_weight_task(task, grad_out, x, dilation_weights, sums, like, geometry):
         if k % CHAIN == CHAIN - 1:
             add_to(total, recent)
     add_to(total, recent)
-    start = share * (sums.size // shares)
     for o in range(many):
-        to = start + ((group * outs + first + o) * channels + c) * taps
+        to = ((group * outs + first + o) * channels + c) * taps
         for k in range(count * taps):
-            store(sums, to + k, load(total, place(k, o // size, rows, VECTORS, total) + o % size))
+            value = load(total, place(k, o // size, rows, VECTORS, total) + o % size)
+            if shares == 1:
+                store(grad_weight, to + k, value)
+            else:
+                store(partials, share * grad_weight.size + to + k, value)
 
 
 @inlined
@@ -129,26 +135,27 @@ def _keep_seen(tile, t, grads, kept, vectors, g):  # type: ignore[no-untyped-def
 @inlined
 def _transpose(tile, grad_out, o, outs, grads, g):  # type: ignore[no-untyped-def]
     """Copy grad_out of some output channels to panels, pixel by pixel; return whether all are finite."""
-    size = vector.lanes(grads)
-    check = grads.dtype.type(0)
-    for row in range(outs):
-        start = (tile.n * g.O + o + row) * g.Ho * g.Wo + tile.first
-        to = place(0, row // size, PANELS * VECTORS * size, VECTORS, grads) + row % size
+    size, plane = vector.lanes(grads), g.Ho * g.Wo
+    zero = vector.zeros(grads, 0)
+    check = zero
+    for v in range(ceil_div(outs, size)):
+        start = (tile.n * g.O + o + v * size) * plane + tile.first
+        mask = vector.between(0, outs - v * size)
         for pixel in range(tile.count):
-            value = load(grad_out, start + pixel)
-            check += value * grads.dtype.type(0)  # 0 unless a value is not finite
-            store(grads, to + pixel * VECTORS * size, value)
-    return check == 0
+            values = vector.load_where(grad_out, start + pixel, plane, mask)
+            check = vector.fma(values, zero, check)  # 0 unless a value is not finite
+            vector.store(grads, place(pixel, v, PANELS * VECTORS * size, VECTORS, grads), values)
+    return vector.total(check) == 0
 
 
 @inlined
-def add_shares_task(o, partials, grad_weight, like, geometry):  # type: ignore[no-untyped-def]
+def add_shares_task(o, partials, shares, grad_weight, geometry):  # type: ignore[no-untyped-def]
     """Add up the shares of the gradient of one output channel's weights."""
     g = dilation_geometry(geometry)
     terms = g.C // g.groups * g.kh * g.kw
     for k in range(o * terms, (o + 1) * terms):
         total = load(partials, k)
-        for share in range(1, shares_of(like, g)):
+        for share in range(1, shares):
             total += load(partials, share * grad_weight.size + k)
         store(grad_weight, k, total)
 

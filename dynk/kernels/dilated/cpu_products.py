@@ -6,8 +6,6 @@ CHAIN products are summed in registers, then merged.
 
 from __future__ import annotations
 
-import numpy as np
-
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
 from dynk.kernels.dilated.cpu_tiles import VECTORS, ceil_div
@@ -83,15 +81,6 @@ def load_rows(array, start, row_step, rows, count, to):  # type: ignore[no-untyp
             check = vector.fma(values, zero, check)  # 0 unless a value is not finite
             vector.store(to, row * count + k, values)
     return vector.total(check) == 0
-
-
-@inlined
-def everywhere(count):  # type: ignore[no-untyped-def]
-    """Return masks of all lanes."""
-    masks = np.empty(count, np.int64)
-    for k in range(count):
-        masks[k] = -1
-    return masks
 
 
 @inlined

@@ -180,3 +180,23 @@ def seen(tile, v, i, j, g):  # type: ignore[no-untyped-def]
         (one,) = masks_of(tile, v, i, j, (d,), g)
         mask |= one
     return mask
+
+
+@inlined
+def seen_by_tap(tile, g):  # type: ignore[no-untyped-def]
+    """Return the masks of the pixels at which each tap is read, by vector, and VECTORS masks of all pixels."""
+    taps = g.kh * g.kw
+    masks = everywhere(taps * tile.vectors + VECTORS)
+    for t in range(taps):
+        for v in range(tile.vectors):
+            masks[t * tile.vectors + v] = seen(tile, v, t // g.kw, t % g.kw, g)
+    return masks
+
+
+@inlined
+def everywhere(count):  # type: ignore[no-untyped-def]
+    """Return masks of all lanes."""
+    masks = np.empty(count, np.int64)
+    for k in range(count):
+        masks[k] = -1
+    return masks
