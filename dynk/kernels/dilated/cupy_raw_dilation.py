@@ -125,7 +125,7 @@ class _Call:
         split = self.split(divide_up(BUSY, tiles * THREADS), size, DEPTH * CHAIN)
         out, element = self.partial(gradient, split.parts, size)
         self.launch(DENSE, "dilation_backward_weight", tiles * split.parts, (*args, out), split.segment, out=element)
-        self.merge(DENSE, out, gradient, split.parts, size)
+        self.merge(out, gradient, split.parts, size)
 
     def backward_shares(self, args: tuple[Any, ...], shares: Any, gradient: Any) -> None:
         g, size = self.g, self.g.N * self.g.D * self.pixels
@@ -139,7 +139,7 @@ class _Call:
         parts = max(1, min(strips, divide_up(BUSY, tiles * THREADS), self.most_parts(size)))
         out, element = self.partial(gradient, parts, size)
         self.launch(DENSE, "dilation_backward_shares", tiles * parts, (*args, out), parts, out=element)
-        self.merge(DENSE, out, gradient, parts, size)
+        self.merge(out, gradient, parts, size)
 
     def by_warps(self, name: str, args: tuple[Any, ...], gradient: Any, size: int) -> None:
         """Write a gradient of which warps sum the parts."""
@@ -147,7 +147,7 @@ class _Call:
         out = self.cuda.workspace(split.parts * size, accumulator(self.dtype))
         blocks = divide_up(split.parts * size * WARP, THREADS)
         self.launch(DEPTHWISE, name, blocks, (*args, out), split.segment, split.parts)
-        sum_partials(self.cuda, DEPTHWISE, self.dtype, out, gradient, size, split.parts)
+        self.merge(out, gradient, split.parts, size)
 
     def split(self, wanted: int, size: int, least: int) -> _Split:
         """Return how a sum over the output pixels, of a gradient of so many elements, is cut into segments."""
@@ -165,9 +165,10 @@ class _Call:
             return gradient, ELEMENT[self.dtype]
         return self.cuda.workspace(parts * size, accumulator(self.dtype)), ACCUMULATOR[self.dtype]
 
-    def merge(self, source: str, out: Any, gradient: Any, parts: int, size: int) -> None:
-        if parts > 1:
-            sum_partials(self.cuda, source, self.dtype, out, gradient, size, parts)
+    def merge(self, out: Any, gradient: Any, parts: int, size: int) -> None:
+        """Write the sums over the parts of a gradient, unless it is there already."""
+        if out is not gradient:
+            sum_partials(self.cuda, DEPTHWISE, self.dtype, out, gradient, size, parts)
 
 
 def _choices(g: DilationGeometry, dilation_weights: Any) -> tuple[Any, Any, Any]:
@@ -212,7 +213,5 @@ def instantiations() -> list[tuple[str, str]]:
             found += [(source, f"{name}<{types}>") for source, names in _KERNELS.items() for name in names]
             outs = dict.fromkeys((element, ACCUMULATOR[dtype]))
             found += [(DENSE, f"{name}<{types}, {out}>") for name in _WITH_OUT for out in outs]
-            found += [
-                (source, f"sum_partials<{types}, {lanes}>") for source in (DENSE, DEPTHWISE) for lanes in (1, WARP)
-            ]
+            found += [(DEPTHWISE, f"sum_partials<{types}, {lanes}>") for lanes in (1, WARP)]
     return found

@@ -26,7 +26,7 @@ from dynk.kernels.common.numba_cuda_kernels import (
     merge,
     sum_lanes,
 )
-from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, MAX_DILATIONS, DilationGeometry
+from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, DilationGeometry
 from dynk.kernels.dilated.numba_cuda_terms import (
     GROUPS,
     HAS_BIAS,
@@ -50,8 +50,10 @@ from dynk.kernels.dilated.numba_cuda_terms import (
 
 ROWS, COLUMNS, DEPTH = 64, 16, 16
 BLOCK = 256
-EACH = ROWS * COLUMNS // BLOCK
+EACH = ROWS * COLUMNS // BLOCK  # sums of a thread, STEP rows apart
+STEP = ROWS // EACH
 CHAIN_STRIPS = CHAIN // DEPTH
+DILATIONS = 4  # whose gradients a thread sums
 FEW_OUTPUTS = 4  # of a group that is taken for depth-wise
 WORKSPACE = 64 << 20  # bytes of partial sums, at most
 
@@ -114,7 +116,7 @@ def adaptive_dilation_conv2d_backward(
     if grad_dilation_weights is not None:
         lanes = lanes_for(g.C * g.kh * g.kw)
         args = (grad_out, x, weight, grad_dilation_weights, *numbers, pixels, lanes)
-        launch(runtime, dilation_backward_shares_kernel, pixels * lanes, *args)
+        launch(runtime, dilation_backward_shares_kernel, -(-g.D // DILATIONS) * pixels * lanes, *args)
     if grad_bias is not None:
         lanes = lanes_for(pixels)
         chunks = chunks_for(pixels, lanes)
@@ -156,35 +158,27 @@ def _tile(rows, columns):
 
 
 @cuda.jit(device=True)
-def _add_strips(row_strip, column_strip, chain):
-    """Add DEPTH terms to each of a thread's sums; all threads of a block must call."""
+def _add_strips(row_strip, column_strip, part0, part1, part2, part3):
+    """Add DEPTH terms to each of a thread's four sums and return them; all threads of a block must call."""
     across = cuda.threadIdx.x % COLUMNS
     down = cuda.threadIdx.x // COLUMNS
     cuda.syncthreads()
     for k in range(DEPTH):
         factor = column_strip[k, across]
-        for e in range(EACH):
-            chain[e] += row_strip[k, down + e * (ROWS // EACH)] * factor
+        part0 += row_strip[k, down] * factor
+        part1 += row_strip[k, down + STEP] * factor
+        part2 += row_strip[k, down + 2 * STEP] * factor
+        part3 += row_strip[k, down + 3 * STEP] * factor
     cuda.syncthreads()
+    return part0, part1, part2, part3
 
 
 @cuda.jit(device=True)
-def _fold(chain, merged, total, strips):
-    """Merge a thread's chains when CHAIN terms have been added to each, and what is merged when it is CHAIN chains."""
-    if strips % CHAIN_STRIPS == 0:
-        for e in range(EACH):
-            merged[e] += chain[e]
-            chain[e] = 0
-    if strips % (CHAIN_STRIPS * CHAIN) == 0:
-        for e in range(EACH):
-            total[e] += merged[e]
-            merged[e] = 0
-
-
-@cuda.jit(device=True)
-def _clear(chain, merged, total):
-    for e in range(EACH):
-        chain[e] = merged[e] = total[e] = 0
+def _chosen(e, sum0, sum1, sum2, sum3):
+    """Return one of a thread's sums; in an array they would leave the registers."""
+    if e < 2:
+        return sum0 if e == 0 else sum1
+    return sum2 if e == 2 else sum3
 
 
 @cuda.jit
@@ -192,9 +186,6 @@ def dilation_forward_kernel(x, weight, choices, bias, out, g, rows, columns):
     """Rows are outputs, columns pixels, the depth inputs x taps."""
     row_strip = cuda.shared.array((DEPTH, ROWS), x.dtype)
     column_strip = cuda.shared.array((DEPTH, COLUMNS), x.dtype)
-    chain = cuda.local.array(EACH, x.dtype)
-    merged = cuda.local.array(EACH, x.dtype)
-    total = cuda.local.array(EACH, x.dtype)
     zero = x.dtype.type(0)
     pixels = g[HO] * g[WO]
     numbers = out.size // g[O]
@@ -210,31 +201,37 @@ def dilation_forward_kernel(x, weight, choices, bias, out, g, rows, columns):
     number = first_column + across
     n = number // pixels
     at = number - n * pixels
-    _clear(chain, merged, total)
+    part0 = part1 = part2 = part3 = zero
+    total0 = total1 = total2 = total3 = zero
     strips = 0
     for first in range(0, depth, DEPTH):
         for e in range(EACH):
-            row = first_row + down + e * (ROWS // EACH)
+            row = first_row + down + e * STEP
             k = first + across
             value = zero
             if row < outputs and k < depth:
                 value = load(weight, (group * outputs + row) * depth + k)
-            row_strip[across, down + e * (ROWS // EACH)] = value
+            row_strip[across, down + e * STEP] = value
         k = first + down
         value = zero
         if k < depth and number < numbers:
             c = k // taps
             value, _ = column(x, choices, g, rows, columns, n, at, group * inputs + c, k - c * taps)
         column_strip[down, across] = value
-        _add_strips(row_strip, column_strip, chain)
+        part0, part1, part2, part3 = _add_strips(row_strip, column_strip, part0, part1, part2, part3)
         strips += 1
-        _fold(chain, merged, total, strips)
+        if strips % CHAIN_STRIPS == 0:
+            total0 += part0
+            total1 += part1
+            total2 += part2
+            total3 += part3
+            part0 = part1 = part2 = part3 = zero
     if number < numbers:
         for e in range(EACH):
-            row = first_row + down + e * (ROWS // EACH)
+            row = first_row + down + e * STEP
             if row < outputs:
                 o = group * outputs + row
-                result = total[e] + (merged[e] + chain[e])
+                result = _chosen(e, total0 + part0, total1 + part1, total2 + part2, total3 + part3)
                 if result - result != zero:
                     result = output(x, weight, choices, g, rows, columns, n, o, at)
                 if g[HAS_BIAS]:
@@ -247,9 +244,6 @@ def dilation_backward_x_kernel(grad_out, weight, choices, grad_x, g, rows, colum
     """Rows are inputs, columns pixels of the image, the depth outputs x taps."""
     row_strip = cuda.shared.array((DEPTH, ROWS), grad_out.dtype)
     column_strip = cuda.shared.array((DEPTH, COLUMNS), grad_out.dtype)
-    chain = cuda.local.array(EACH, grad_out.dtype)
-    merged = cuda.local.array(EACH, grad_out.dtype)
-    total = cuda.local.array(EACH, grad_out.dtype)
     zero = grad_out.dtype.type(0)
     plane = g[H] * g[W]
     numbers = grad_x.size // g[C]
@@ -265,32 +259,38 @@ def dilation_backward_x_kernel(grad_out, weight, choices, grad_x, g, rows, colum
     number = first_column + across
     n = number // plane
     place = number - n * plane
-    _clear(chain, merged, total)
+    part0 = part1 = part2 = part3 = zero
+    total0 = total1 = total2 = total3 = zero
     strips = 0
     for first in range(0, depth, DEPTH):
         for e in range(EACH):
-            row = first_row + down + e * (ROWS // EACH)
+            row = first_row + down + e * STEP
             k = first + across
             value = zero
             if row < inputs and k < depth:
                 o = k // taps
                 value = load(weight, ((group * outputs + o) * inputs + row) * taps + k - o * taps)
-            row_strip[across, down + e * (ROWS // EACH)] = value
+            row_strip[across, down + e * STEP] = value
         k = first + down
         value = zero
         if k < depth and number < numbers:
             o = k // taps
             value = sent(grad_out, choices, g, rows, columns, n, place, group * outputs + o, k - o * taps)
         column_strip[down, across] = value
-        _add_strips(row_strip, column_strip, chain)
+        part0, part1, part2, part3 = _add_strips(row_strip, column_strip, part0, part1, part2, part3)
         strips += 1
-        _fold(chain, merged, total, strips)
+        if strips % CHAIN_STRIPS == 0:
+            total0 += part0
+            total1 += part1
+            total2 += part2
+            total3 += part3
+            part0 = part1 = part2 = part3 = zero
     if number < numbers:
         for e in range(EACH):
-            row = first_row + down + e * (ROWS // EACH)
+            row = first_row + down + e * STEP
             if row < inputs:
                 c = group * inputs + row
-                result = total[e] + (merged[e] + chain[e])
+                result = _chosen(e, total0 + part0, total1 + part1, total2 + part2, total3 + part3)
                 if result - result != zero:
                     result = grad_pixel(grad_out, weight, choices, g, rows, columns, n, c, place)
                 grad_x[(n * g[C] + c) * plane + place] = result
@@ -301,9 +301,6 @@ def dilation_backward_weight_kernel(grad_out, x, choices, partial, g, rows, colu
     """Rows are outputs, columns inputs x taps, the depth a chunk of the pixels."""
     row_strip = cuda.shared.array((DEPTH, ROWS), x.dtype)
     column_strip = cuda.shared.array((DEPTH, COLUMNS), x.dtype)
-    chain = cuda.local.array(EACH, x.dtype)
-    merged = cuda.local.array(EACH, x.dtype)
-    total = cuda.local.array(EACH, x.dtype)
     zero = x.dtype.type(0)
     pixels = g[HO] * g[WO]
     numbers = grad_out.size // g[O]
@@ -323,7 +320,8 @@ def dilation_backward_weight_kernel(grad_out, x, choices, partial, g, rows, colu
     down = cuda.threadIdx.x // COLUMNS
     filter_at = first_column + down
     c = filter_at // taps
-    _clear(chain, merged, total)
+    part0 = part1 = part2 = part3 = zero
+    total0 = total1 = total2 = total3 = zero
     strips = 0
     for first in range(begin, end, DEPTH):
         # Neighbouring threads load neighbouring pixels.
@@ -331,25 +329,30 @@ def dilation_backward_weight_kernel(grad_out, x, choices, partial, g, rows, colu
         n = number // pixels
         at = number - n * pixels
         for e in range(EACH):
-            row = first_row + down + e * (ROWS // EACH)
+            row = first_row + down + e * STEP
             value = zero
             if row < outputs and number < end:
                 value = load(grad_out, (n * g[O] + group * outputs + row) * pixels + at)
-            row_strip[across, down + e * (ROWS // EACH)] = value
+            row_strip[across, down + e * STEP] = value
         value = zero
         if filter_at < filters and number < end:
             value, _ = column(x, choices, g, rows, columns, n, at, group * inputs + c, filter_at - c * taps)
         column_strip[across, down] = value
-        _add_strips(row_strip, column_strip, chain)
+        part0, part1, part2, part3 = _add_strips(row_strip, column_strip, part0, part1, part2, part3)
         strips += 1
-        _fold(chain, merged, total, strips)
+        if strips % CHAIN_STRIPS == 0:
+            total0 += part0
+            total1 += part1
+            total2 += part2
+            total3 += part3
+            part0 = part1 = part2 = part3 = zero
     k = first_column + across
     if k < filters:
         for e in range(EACH):
-            row = first_row + down + e * (ROWS // EACH)
+            row = first_row + down + e * STEP
             if row < outputs:
                 o = group * outputs + row
-                result = total[e] + (merged[e] + chain[e])
+                result = _chosen(e, total0 + part0, total1 + part1, total2 + part2, total3 + part3)
                 if result - result != zero:
                     result = grad_filter(grad_out, x, choices, g, rows, columns, o, k, begin, end, 1)
                 partial[(chunk * g[O] + o) * filters + k] = result
@@ -409,43 +412,74 @@ def dilation_depthwise_backward_weight_kernel(grad_out, x, choices, partial, g, 
         partial[unit] = total
 
 
+@cuda.jit(device=True)
+def _read(x, g, rows, columns, n, at, c, t, d):
+    """Return what tap t of dilation d reads of channel c, 0 where it is outside or there is no such dilation."""
+    if d < g[D]:
+        i = t // g[KW]
+        where = position(g, rows, columns, at, i, t - i * g[KW], d)
+        if where >= 0:
+            return load(x, (n * g[C] + c) * g[H] * g[W] + where), True
+    return x.dtype.type(0), False
+
+
 @cuda.jit
 def dilation_backward_shares_kernel(grad_out, x, weight, grad_shares, g, rows, columns, numbers, lanes):
-    """One group of lanes for each output pixel; they take turns at the inputs x taps."""
+    """One group of lanes for each output pixel and four of its dilations; they take turns at the inputs x taps."""
     shared = cuda.shared.array(THREADS, x.dtype)
-    part = cuda.local.array(MAX_DILATIONS, x.dtype)
-    total = cuda.local.array(MAX_DILATIONS, x.dtype)
     zero = x.dtype.type(0)
     index = cuda.grid(1)
-    number = index // lanes
-    lane = index - number * lanes
+    unit = index // lanes
+    lane = index - unit * lanes
+    block = unit // numbers
+    number = unit - block * numbers
+    d0 = block * DILATIONS
     pixels = g[HO] * g[WO]
     taps = g[KH] * g[KW]
     n = number // pixels
     at = number - n * pixels
-    for d in range(MAX_DILATIONS):
-        part[d] = total[d] = zero
-    if number < numbers:
+    part0 = part1 = part2 = part3 = zero
+    total0 = total1 = total2 = total3 = zero
+    if d0 < g[D]:
         count = 0
         for k in range(lane, g[C] * taps, lanes):
             c = k // taps
             t = k - c * taps
-            i = t // g[KW]
             grad = grad_column(grad_out, weight, g, n, c, t, at)
-            for d in range(g[D]):
-                where = position(g, rows, columns, at, i, t - i * g[KW], d)
-                if where >= 0:
-                    part[d] += grad * load(x, (n * g[C] + c) * g[H] * g[W] + where)
+            value, inside = _read(x, g, rows, columns, n, at, c, t, d0)
+            if inside:
+                part0 += grad * value
+            value, inside = _read(x, g, rows, columns, n, at, c, t, d0 + 1)
+            if inside:
+                part1 += grad * value
+            value, inside = _read(x, g, rows, columns, n, at, c, t, d0 + 2)
+            if inside:
+                part2 += grad * value
+            value, inside = _read(x, g, rows, columns, n, at, c, t, d0 + 3)
+            if inside:
+                part3 += grad * value
             count += 1
             if count == CHAIN:
-                for d in range(g[D]):
-                    total[d] += part[d]
-                    part[d] = zero
+                total0 += part0
+                total1 += part1
+                total2 += part2
+                total3 += part3
+                part0 = part1 = part2 = part3 = zero
                 count = 0
-    for d in range(g[D]):
-        result = sum_lanes(shared, total[d] + part[d], lanes)
-        if number < numbers and lane == 0:
-            grad_shares[(n * g[D] + d) * pixels + at] = result
+    total0 = sum_lanes(shared, total0 + part0, lanes)
+    total1 = sum_lanes(shared, total1 + part1, lanes)
+    total2 = sum_lanes(shared, total2 + part2, lanes)
+    total3 = sum_lanes(shared, total3 + part3, lanes)
+    if lane == 0:
+        first = (n * g[D] + d0) * pixels + at
+        if d0 < g[D]:
+            grad_shares[first] = total0
+        if d0 + 1 < g[D]:
+            grad_shares[first + pixels] = total1
+        if d0 + 2 < g[D]:
+            grad_shares[first + 2 * pixels] = total2
+        if d0 + 3 < g[D]:
+            grad_shares[first + 3 * pixels] = total3
 
 
 @cuda.jit
