@@ -16,7 +16,7 @@ HELD = 8  # candidates that a thread holds, as the source says
 
 def gumbel_softmax_forward(cuda: Any, plan: Plan, logits: Any, seed: Any, out: Any) -> None:
     """Write out = gumbel_softmax(logits, seed). No workspace."""
-    _launch(cuda, plan, "gumbel_softmax_forward", (logits, _words(seed), out))
+    _launch(cuda, plan, "gumbel_softmax_forward", (logits, seed, out))
 
 
 def gumbel_softmax_backward(
@@ -24,12 +24,7 @@ def gumbel_softmax_backward(
 ) -> None:
     """Write the gradient of the logits unless it is None. No workspace."""
     if grad_logits is not None:
-        _launch(cuda, plan, "gumbel_softmax_backward", (grad_out, logits, _words(seed), grad_logits))
-
-
-def _words(seed: Any) -> Any:
-    """Return the seeds as 32-bit words, of which each has a low and a high one."""
-    return None if seed is None else seed.reshape(-1).view(np.int32)
+        _launch(cuda, plan, "gumbel_softmax_backward", (grad_out, logits, seed, grad_logits))
 
 
 def _launch(cuda: Any, plan: Plan, name: str, arrays: tuple[Any, ...]) -> None:

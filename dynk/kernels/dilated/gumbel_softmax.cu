@@ -2,7 +2,7 @@
 // the same on every device and for every type.
 //
 // LANES neighbouring threads, 1 or a warp, share a row of K candidates. Each holds the first HELD of its values; what is
-// beyond is drawn again in each pass.
+// beyond is drawn again in each pass. A seed is two words, the low one first, whether it is one integer or two.
 #include "cuda_common.cuh"
 #include "philox.cuh"
 
@@ -39,9 +39,9 @@ struct Row {
     double top;  // the largest value of the row, and where it is
     Index best;
 
-    __device__ __forceinline__ Row(const T* logits_, const unsigned* seed_, const SoftmaxGeometry<Index>& g_,
+    __device__ __forceinline__ Row(const T* logits_, const void* seed_, const SoftmaxGeometry<Index>& g_,
                                    unsigned long long offset_, double tau_, Index row, int lane_)
-        : logits(logits_), seed(seed_), g(g_), offset(offset_), tau(tau_), lane(lane_) {
+        : logits(logits_), seed(static_cast<const unsigned*>(seed_)), g(g_), offset(offset_), tau(tau_), lane(lane_) {
         const Index outer = row / g.inner;
         start = outer * g.K * g.inner + row - outer * g.inner;
         top = perturbed(0);  // any value of the row
@@ -106,7 +106,7 @@ __device__ __forceinline__ long long row_of_thread(int& lane) {
 
 template <typename T, typename Index, int LANES>
 __global__ void __launch_bounds__(256, 1)
-    gumbel_softmax_forward(const T* __restrict__ logits, const unsigned* __restrict__ seed, T* __restrict__ out,
+    gumbel_softmax_forward(const T* __restrict__ logits, const void* __restrict__ seed, T* __restrict__ out,
                            SoftmaxGeometry<Index> g, unsigned long long offset, double tau) {
     int lane;
     const long long number = row_of_thread<LANES>(lane);
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(256, 1)
 template <typename T, typename Index, int LANES>
 __global__ void __launch_bounds__(256, 1)
     gumbel_softmax_backward(const T* __restrict__ grad_out, const T* __restrict__ logits,
-                            const unsigned* __restrict__ seed, T* __restrict__ grad_logits, SoftmaxGeometry<Index> g,
+                            const void* __restrict__ seed, T* __restrict__ grad_logits, SoftmaxGeometry<Index> g,
                             unsigned long long offset, double tau) {
     int lane;
     const long long number = row_of_thread<LANES>(lane);
