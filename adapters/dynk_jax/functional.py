@@ -5,6 +5,7 @@ Each public function hands its arrays and options to `apply`, which knows operat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,15 @@ import numpy as np
 from dynk.dilated import seed_words
 from dynk_jax._apply import apply
 
-__all__ = ["ddf", "ddf_upsample", "dynamic_filter", "filter_norm", "gumbel_softmax", "ls_dfn"]
+__all__ = [
+    "adaptive_dilation_conv2d",
+    "ddf",
+    "ddf_upsample",
+    "dynamic_filter",
+    "filter_norm",
+    "gumbel_softmax",
+    "ls_dfn",
+]
 
 
 def ddf(
@@ -344,6 +353,70 @@ def ls_dfn(
         attention_residual=attention_residual,
         reduce=reduce,
     )
+
+
+def adaptive_dilation_conv2d(
+    x: Any,
+    weight: Any,
+    dilation_weights: Any,
+    bias: Any = None,
+    *,
+    dilations: Sequence[int | tuple[int, int]] = (1, 2, 4),
+    stride: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> jax.Array:
+    r"""Convolve with a dilation of its own for each pixel, or a mixture of dilations (PAD Eq. 1).
+
+    .. math::
+        out_{n,o,y,x} = bias_o + \sum_{cij} weight_{o,c,i,j} \sum_d P_{n,d,y,x} \, X_{n,c,\,tap_d(y,i),\,tap_d(x,j)}
+
+    Tap (i, j) of candidate d reads row y*stride + (i - (kh-1)//2)*dilations[d], and likewise in x. A read outside the
+    image contributes 0; Ho = ceil(H/stride), Wo = ceil(W/stride).
+
+    Parameters
+    ----------
+    x : array (N, C, H, W)
+        The image. float16, bfloat16, float32 or float64, like every floating array of the call.
+    weight : array (O, C/groups, kh, kw)
+        The kernel, as of an ordinary convolution.
+    dilation_weights : array (N, D, Ho, Wo), or array of int32 or int64 (N, Ho, Wo)
+        The weight P of each candidate at each pixel; they need not sum to 1. Or the index into `dilations` of the one
+        candidate that a pixel takes; there is no gradient for it.
+    bias : array (O,), optional
+        Is added to the output.
+    dilations : sequence of int or (h, w), default (1, 2, 4)
+        The step between taps of each of the D candidates, 1 to 8 of them.
+    stride : int or (h, w), default 1
+        Step between output pixels.
+    groups : int, default 1
+        Blocks of channels that are convolved each by itself; divides C and O. C groups are a depth-wise convolution.
+
+    Returns
+    -------
+    jax.Array (N, O, Ho, Wo)
+        Of the dtype of `x`. A pixel whose index is not one of a candidate is NaN.
+
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError
+        As `ddf`.
+
+    References
+    ----------
+    PAD-Nets: Learning Dynamic Receptive Fields via Pixel-wise Adaptive Dilation, ICLR 2020 submission.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, dynk_jax
+    >>> x = jnp.arange(5.0).reshape(1, 1, 1, 5)
+    >>> weight = jnp.ones((1, 1, 1, 3))
+    >>> dynk_jax.adaptive_dilation_conv2d(x, weight, jnp.full((1, 2, 1, 5), 0.5), dilations=(1, 2))[0, 0]
+    Array([[1.5, 3.5, 6. , 6.5, 6.5]], dtype=float32)
+    >>> dynk_jax.adaptive_dilation_conv2d(x, weight, jnp.array([[[0, 0, 1, 1, 1]]]), dilations=(1, 2))[0, 0]
+    Array([[1., 3., 6., 4., 6.]], dtype=float32)
+    """
+    arrays = (x, weight, dilation_weights, bias)
+    return apply("adaptive_dilation_conv2d", arrays, dilations=dilations, stride=stride, groups=groups)
 
 
 def gumbel_softmax(

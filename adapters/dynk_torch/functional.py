@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,15 @@ from dynk._operator import operators
 from dynk.dilated import seed_number
 from dynk_torch._autograd import call
 
-__all__ = ["ddf", "ddf_upsample", "dynamic_filter", "filter_norm", "gumbel_softmax", "ls_dfn"]
+__all__ = [
+    "adaptive_dilation_conv2d",
+    "ddf",
+    "ddf_upsample",
+    "dynamic_filter",
+    "filter_norm",
+    "gumbel_softmax",
+    "ls_dfn",
+]
 
 _OPERATORS = operators()
 
@@ -351,6 +361,75 @@ def ls_dfn(
     arrays = (x, across, within, sample_attention, position_attention)
     options = (samples, sample_stride, dilation, kernel_residual, residual, reduce)
     return call(_OPERATORS["ls_dfn"], arrays, options)
+
+
+def adaptive_dilation_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    dilation_weights: Tensor,
+    bias: Tensor | None = None,
+    *,
+    dilations: Sequence[int | tuple[int, int]] = (1, 2, 4),
+    stride: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    r"""Convolve with a dilation of its own for each pixel, or a mixture of dilations (PAD Eq. 1).
+
+    .. math::
+        out_{n,o,y,x} = bias_o + \sum_{cij} weight_{o,c,i,j} \sum_d P_{n,d,y,x} \, X_{n,c,\,tap_d(y,i),\,tap_d(x,j)}
+
+    Tap (i, j) of candidate d reads row y*stride + (i - (kh-1)//2)*dilations[d], and likewise in x. A read outside the
+    image contributes 0; Ho = ceil(H/stride), Wo = ceil(W/stride).
+
+    Parameters
+    ----------
+    x : Tensor (N, C, H, W)
+        The image. float16, bfloat16, float32 or float64, like every floating tensor of the call.
+    weight : Tensor (O, C/groups, kh, kw)
+        The kernel, as of `torch.nn.Conv2d`.
+    dilation_weights : Tensor (N, D, Ho, Wo), or Tensor of int32 or int64 (N, Ho, Wo)
+        The weight P of each candidate at each pixel; they need not sum to 1. Or the index into `dilations` of the one
+        candidate that a pixel takes; there is no gradient for it.
+    bias : Tensor (O,), optional
+        Is added to the output.
+    dilations : sequence of int or (h, w), default (1, 2, 4)
+        The step between taps of each of the D candidates, 1 to 8 of them.
+    stride : int or (h, w), default 1
+        Step between output pixels.
+    groups : int, default 1
+        Blocks of channels that are convolved each by itself; divides C and O. C groups are a depth-wise convolution.
+
+    Returns
+    -------
+    Tensor (N, O, Ho, Wo)
+        Contiguous, of the dtype and device of `x`.
+
+    Raises
+    ------
+    ValueError, TypeError, NotImplementedError
+        As `ddf`; ValueError too on the CPU for an index that is not one of a candidate. On CUDA such a pixel becomes
+        NaN.
+
+    Notes
+    -----
+    As of `ddf`. The cost is that of one convolution; the workspace is that of `dynk.adaptive_dilation_conv2d`.
+
+    References
+    ----------
+    PAD-Nets: Learning Dynamic Receptive Fields via Pixel-wise Adaptive Dilation, ICLR 2020 submission.
+
+    Examples
+    --------
+    >>> import torch, dynk_torch
+    >>> x = torch.arange(5.0).reshape(1, 1, 1, 5)
+    >>> weight = torch.ones(1, 1, 1, 3)
+    >>> dynk_torch.adaptive_dilation_conv2d(x, weight, torch.full((1, 2, 1, 5), 0.5), dilations=(1, 2))[0, 0]
+    tensor([[1.5000, 3.5000, 6.0000, 6.5000, 6.5000]])
+    >>> dynk_torch.adaptive_dilation_conv2d(x, weight, torch.tensor([[[0, 0, 1, 1, 1]]]), dilations=(1, 2))[0, 0]
+    tensor([[1., 3., 6., 4., 6.]])
+    """
+    arrays = (x, weight, dilation_weights, bias)
+    return call(_OPERATORS["adaptive_dilation_conv2d"], arrays, (dilations, stride, groups))
 
 
 def gumbel_softmax(

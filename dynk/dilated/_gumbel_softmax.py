@@ -106,7 +106,9 @@ def gumbel_softmax(
     array([0.1, 0.2, 0.7])
     """
     options = _options(tau, hard, offset, axis)
-    return _dispatch.forward(GUMBEL_SOFTMAX, (logits, _seed_array("gumbel_softmax", logits, seed)), options, out, backend)
+    return _dispatch.forward(
+        GUMBEL_SOFTMAX, (logits, _seed_array("gumbel_softmax", logits, seed)), options, out, backend
+    )
 
 
 def gumbel_softmax_backward(
@@ -155,9 +157,7 @@ def gumbel_softmax_backward(
     name = "gumbel_softmax_backward"
     options = _options(tau, hard, offset, axis, function=name)
     arrays = (logits, _seed_array(name, logits, seed))
-    return GumbelSoftmaxGradients(
-        *_dispatch.backward(GUMBEL_SOFTMAX, grad_out, arrays, options, needs, grads, backend)
-    )
+    return GumbelSoftmaxGradients(*_dispatch.backward(GUMBEL_SOFTMAX, grad_out, arrays, options, needs, grads, backend))
 
 
 def seed_number(function: str, seed: Any) -> int:

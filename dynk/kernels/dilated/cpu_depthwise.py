@@ -7,7 +7,7 @@ weights for each tap and output: sums stay in vectors of pixels.
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, store
 from dynk.kernels.dilated.cpu_columns import form_columns, place
 from dynk.kernels.dilated.cpu_products import CHAIN, add_to, padded
@@ -43,7 +43,7 @@ def depthwise_tasks(like, g):  # type: ignore[no-untyped-def]
     return g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like)) * _parts(like, g)
 
 
-@inlined
+@embedded
 def depthwise_task(task, x, weight, dilation_weights, bias, out, like, geometry):  # type: ignore[no-untyped-def]
     """Make a tile of some channels of the output."""
     g = dilation_geometry(geometry)
@@ -62,7 +62,7 @@ def depthwise_task(task, x, weight, dilation_weights, bias, out, like, geometry)
                     _output(n, o, v, first, columns, k, count, weight, bias, masks, tile.vectors, out, g)
 
 
-@inlined
+@embedded
 def _output(n, o, v, first, columns, k, count, weight, bias, masks, vectors, out, g):  # type: ignore[no-untyped-def]
     """Write a vector of an output channel: the products of channel k's columns with a kernel."""
     size, plane, taps = vector.lanes(columns), g.Ho * g.Wo, g.kh * g.kw
@@ -115,7 +115,7 @@ def depthwise_weight_tasks(like, g):  # type: ignore[no-untyped-def]
     return ceil_div(g.C, _block(g)) * depthwise_shares(like, g)
 
 
-@inlined
+@embedded
 def depthwise_weight_task(  # type: ignore[no-untyped-def]
     task, grad_out, x, dilation_weights, partials, grad_weight, like, geometry
 ):

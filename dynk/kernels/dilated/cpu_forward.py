@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
-from dynk.kernels.common.numeric import accumulators
+from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.numeric import accumulators, load
 from dynk.kernels.dilated.cpu_columns import form_columns, place
 from dynk.kernels.dilated.cpu_products import ROWS, load_rows, multiply, padded
 from dynk.kernels.dilated.cpu_tiles import (
@@ -12,6 +12,7 @@ from dynk.kernels.dilated.cpu_tiles import (
     VECTORS,
     ceil_div,
     dilation_geometry,
+    everywhere,
     seen_by_tap,
     tile_of,
     tile_pixels,
@@ -33,7 +34,7 @@ def forward_tasks(like, g):  # type: ignore[no-untyped-def]
     return g.N * g.groups * blocks * ceil_div(g.Ho * g.Wo, tile_pixels(like))
 
 
-@inlined
+@embedded
 def forward_task(task, x, weight, dilation_weights, bias, out, like, geometry):  # type: ignore[no-untyped-def]
     g = dilation_geometry(geometry)
     size, tiles = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like))
@@ -46,6 +47,7 @@ def forward_task(task, x, weight, dilation_weights, bias, out, like, geometry): 
     tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, dilation_weights, like, geometry)
     columns = accumulators(like, PANELS * VECTORS * size * block * taps)
     weights = accumulators(like, padded(rows) * block * taps + size)
+    kept = accumulators(like, ROWS * block * taps)
     totals = accumulators(like, PANELS * VECTORS * size * padded(rows))
     masks = seen_by_tap(tile, g)
     for c in range(0, channels, block):
@@ -54,7 +56,7 @@ def forward_task(task, x, weight, dilation_weights, bias, out, like, geometry): 
         finite = load_rows(weight, (o * channels + c) * taps, channels * taps, rows, count * taps, weights)
         for v in range(0, tile.vectors, VECTORS):
             for row in range(0, rows, ROWS):
-                _multiply_columns(weights, row, columns, count, v, tile.vectors, finite, masks, totals, rows, g)
+                _multiply_columns(weights, kept, row, columns, count, v, tile.vectors, finite, masks, totals, rows, g)
     for row in range(rows):
         to = (n * g.O + o + row) * g.Ho * g.Wo + tile.first
         for v in range(tile.vectors):
@@ -64,25 +66,46 @@ def forward_task(task, x, weight, dilation_weights, bias, out, like, geometry): 
             vector.store_where(out, to + v * size, 1, total, vector.between(0, tile.count - v * size))
 
 
-@inlined
+@embedded
 def _multiply_columns(  # type: ignore[no-untyped-def]
-    weights, row, columns, channels, v, vectors, finite, masks, totals, rows, g
+    weights, kept, row, columns, channels, v, vectors, finite, masks, totals, rows, g
 ):
     """Add the products of ROWS rows of weights with a panel of columns to the totals.
 
-    Where a tap is not read its column is 0. That is enough for finite weights; others are multiplied tap by tap, and
-    products that there are none of are left out.
+    Where a tap is not read its column is 0, which is enough for finite weights. Others are set to 0 themselves for the
+    pixels that do not read their tap, and sums of the same numbers in the same order are the same as ever.
     """
     taps = g.kh * g.kw
     terms, width = channels * taps, VECTORS * vector.lanes(columns)
-    many = min(VECTORS, vectors - v)
-    at, b_at = row * terms, place(0, v, terms, VECTORS, columns)
-    to = place(row, v, padded(rows), VECTORS, totals)
+    b_at, to = place(0, v, terms, VECTORS, columns), place(row, v, padded(rows), VECTORS, totals)
+    at, many = row * terms, min(VECTORS, vectors - v)
     if finite:
         multiply(weights, at, terms, 1, columns, b_at, width, terms, many, masks, taps * vectors, totals, to, width)
-    else:
-        for t in range(taps):
-            multiply(
-                weights, at + t, terms, taps, columns, b_at + t * width, taps * width, channels, many,
-                masks, t * vectors + v, totals, to, width,
-            )  # fmt: skip
+        return
+    for u in range(many):
+        left = vector.between(0, vector.lanes(columns))
+        while left != 0:
+            like_first = _keep_read(weights, at, kept, terms, left, masks, v + u, vectors, g)
+            shift = u * vector.lanes(columns)
+            which = everywhere(1)
+            which[0] = like_first
+            multiply(kept, 0, terms, 1, columns, b_at + shift, width, terms, 1, which, 0, totals, to + shift, width)
+            left &= ~like_first
+
+
+@inlined
+def _keep_read(weights, at, kept, terms, left, masks, v, vectors, g):  # type: ignore[no-untyped-def]
+    """Copy ROWS rows of weights, but 0 for the taps that the first pixel left does not read.
+
+    Returns the mask of the pixels left that read the same taps.
+    """
+    taps, alike, lane = g.kh * g.kw, left, 0
+    while not left >> lane & 1:
+        lane += 1
+    for t in range(taps):
+        mask = masks[t * vectors + v]
+        is_read = mask >> lane & 1 != 0
+        alike &= mask if is_read else ~mask
+        for k in range(t, ROWS * terms, taps):
+            kept[k] = load(weights, at + k) if is_read else 0
+    return alike

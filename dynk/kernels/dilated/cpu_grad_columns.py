@@ -8,7 +8,7 @@ block of channels, or a band of rows of them, goes through all tiles that read i
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.dilated.cpu_columns import place
 from dynk.kernels.dilated.cpu_depthwise import form_depthwise_grad_columns
@@ -113,6 +113,7 @@ def _block_and_rows(g):  # type: ignore[no-untyped-def]
     block = grad_block(g.C // _groups(g), g.kh * g.kw)
     if block >= 16 and _sets(g) * block * g.H * g.W > PLANES:
         block = block // 2  # longer bands are worth more than longer blocks
+    block = min(block, max(1, PLANES // (_sets(g) * g.W)))
     return block, min(g.H, max(1, PLANES // (_sets(g) * block * g.W)))
 
 
@@ -122,7 +123,7 @@ def grad_x_tasks(g):  # type: ignore[no-untyped-def]
     return g.N * _groups(g) * ceil_div(g.C // _groups(g), block) * ceil_div(g.H, rows)
 
 
-@inlined
+@embedded
 def grad_x_task(task, grad_out, weight, dilation_weights, grad_x, like, geometry):  # type: ignore[no-untyped-def]
     g = dilation_geometry(geometry)
     channels, taps = g.C // _groups(g), g.kh * g.kw
@@ -194,7 +195,7 @@ def _write_planes(planes, count, band, grad_x, to, g):  # type: ignore[no-untype
 # ---- the gradient of the dilations' weights --------------------------------------------------------------------------
 
 
-@inlined
+@embedded
 def grad_shares_task(  # type: ignore[no-untyped-def]
     task, grad_out, x, weight, dilation_weights, grad_dilation_weights, like, geometry
 ):

@@ -8,7 +8,7 @@ are shared out depends on the shape alone.
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.dilated.cpu_columns import form_columns, place
 from dynk.kernels.dilated.cpu_forward import block_of
@@ -26,7 +26,7 @@ from dynk.kernels.dilated.cpu_tiles import (
 
 OUTS = 256  # output channels of a task, at most
 TASKS = 32  # tasks that are worth while
-PARTIALS = 2**22  # numbers of all partial sums together, at most, where there are several of a gradient
+PARTIALS = 2**20  # numbers of all partial sums together, at most, where there are several of a gradient
 
 
 @inlined
@@ -49,7 +49,7 @@ def grad_weight_tasks(like, g):  # type: ignore[no-untyped-def]
     return _blocks(g) * shares_of(like, g)
 
 
-@inlined
+@embedded
 def grad_weight_task(  # type: ignore[no-untyped-def]
     task, grad_out, x, dilation_weights, partials, grad_weight, like, geometry
 ):
@@ -88,7 +88,7 @@ def grad_weight_task(  # type: ignore[no-untyped-def]
                 store(partials, share * grad_weight.size + to + k, value)
 
 
-@inlined
+@embedded
 def _multiply_columns(  # type: ignore[no-untyped-def]
     tile, columns, count, grads, kept, finite, vectors, sums, rows, g
 ):

@@ -19,9 +19,7 @@ CHAIN = 64
 
 @inlined
 def softmax_geometry(geometry):  # type: ignore[no-untyped-def]
-    return SoftmaxGeometry(
-        geometry[0], geometry[1], geometry[2], geometry[3], geometry[4], geometry[5], geometry[6]
-    )
+    return SoftmaxGeometry(geometry[0], geometry[1], geometry[2], geometry[3], geometry[4], geometry[5], geometry[6])
 
 
 @kernel

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, load
 from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, DilationGeometry
 
@@ -111,7 +111,7 @@ def tile_of(n, first, end, first_row, end_row, dilation_weights, like, geometry)
     return tile
 
 
-@inlined
+@embedded
 def _mask_segment(tile, v, first, end, y, x, first_row, end_row, geometry):  # type: ignore[no-untyped-def]
     """Add the lanes from `first` to `end`, which are in row y of the output and whose column is x + lane."""
     g = dilation_geometry(geometry)
@@ -128,7 +128,7 @@ def _mask_segment(tile, v, first, end, y, x, first_row, end_row, geometry):  # t
             tile.columns[(v * g.D + d) * g.kw + j] |= vector.between(max(first, left), min(end, right))
 
 
-@inlined
+@embedded
 def _weigh(tile, dilation_weights, g):  # type: ignore[no-untyped-def]
     """Set what each dilation counts at each pixel."""
     size, plane = tile.anchors.size // tile.vectors, g.Ho * g.Wo

@@ -63,8 +63,9 @@ def adaptive_dilation_conv2d_backward(
     for i, j in _taps(g):
         filters = _grouped(g, weight[:, :, i, j], 0)
         column, seen = _column(g, i, j, x, dilation_weights)
-        terms = np.where(seen[:, None, None], grads[:, :, :, None] * _grouped(g, column, 1)[:, :, None], 0.0)
-        grad_weight[:, :, i, j] = terms.sum((0, 4, 5)).reshape(g.O, -1)
+        taken = np.where(seen[:, None], grads, 0.0)  # where nothing is seen the column is 0 too
+        terms = np.einsum("ngoyx,ngcyx->goc", taken, _grouped(g, column, 1))
+        grad_weight[:, :, i, j] = terms.reshape(g.O, -1)
         grad_column = np.einsum("goc,ngoyx->ngcyx", filters, grads).reshape(column.shape)
         for d in range(g.D):
             share, chosen = _share(g, d, dilation_weights)
