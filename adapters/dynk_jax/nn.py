@@ -1,7 +1,7 @@
 """Pixel-wise adaptive dilation (PAD) in JAX: what infers the dilation of each pixel, and the layer that takes it.
 
-Layers hold options alone. `init` makes the parameters, a dict of arrays that any optimiser takes, and the layer is called
-with them. The state goes from layer to layer by hand, (N, D, Ho, Wo) or None in front of the first:
+Layers hold options alone. `init` makes the parameters, a dict of arrays that any optimiser takes, and the layer is
+called with them. The state goes from layer to layer by hand, (N, D, Ho, Wo) or None in front of the first:
 `out, state = layer(params, x, state, key)`.
 """
 
