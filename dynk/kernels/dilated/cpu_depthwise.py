@@ -89,7 +89,7 @@ def form_depthwise_grad_columns(tile, grad_out, weight, channel, count, columns,
     for c in range(count):
         for v in range(tile.vectors):
             to = place(c * taps, v, rows, VECTORS, columns)
-            mask = vector.between(0, tile.count - v * size)
+            mask = vector.between(0, tile.pixels - v * size)
             for o in range((channel + c) * many, (channel + c + 1) * many):
                 grad = vector.load_where(grad_out, (tile.n * g.O + o) * g.Ho * g.Wo + tile.first + v * size, 1, mask)
                 for t in range(taps):
@@ -136,7 +136,9 @@ def depthwise_weight_task(  # type: ignore[no-untyped-def]
         start = (tile.n * g.O + c * many) * g.Ho * g.Wo + tile.first
         for o in range(count * many):
             at = o // many * taps * PANELS * VECTORS * size
-            _sum_products(grad_out, start + o * g.Ho * g.Wo, tile.count, columns, at, masks, recent, o * taps * size, g)
+            _sum_products(
+                grad_out, start + o * g.Ho * g.Wo, tile.pixels, columns, at, masks, recent, o * taps * size, g
+            )
         if k % CHAIN == CHAIN - 1:
             add_to(total, recent)
     add_to(total, recent)

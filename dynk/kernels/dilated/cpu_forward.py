@@ -63,7 +63,7 @@ def forward_task(task, x, weight, dilation_weights, bias, out, like, geometry): 
             total = vector.load(totals, place(row, v, padded(rows), VECTORS, totals))
             if g.has_bias != 0:
                 total = vector.add(vector.broadcast(bias, o + row), total)
-            vector.store_where(out, to + v * size, 1, total, vector.between(0, tile.count - v * size))
+            vector.store_where(out, to + v * size, 1, total, vector.between(0, tile.pixels - v * size))
 
 
 @embedded

@@ -94,7 +94,7 @@ def _load_grads(tile, grad_out, o, outs, grads, g):  # type: ignore[no-untyped-d
     for row in range(outs):
         start = (tile.n * g.O + o + row) * g.Ho * g.Wo + tile.first
         for v in range(tile.vectors):
-            values = vector.load_where(grad_out, start + v * size, 1, vector.between(0, tile.count - v * size))
+            values = vector.load_where(grad_out, start + v * size, 1, vector.between(0, tile.pixels - v * size))
             vector.store(grads, place(row, v, outs, VECTORS, grads), values)
 
 
@@ -224,7 +224,7 @@ def grad_shares_task(  # type: ignore[no-untyped-def]
         for d in range(g.D):
             to = (n * g.D + d) * g.Ho * g.Wo + tile.first + v * size
             total = vector.load(sums, (v * g.D + d) * size)
-            vector.store_where(grad_dilation_weights, to, 1, total, vector.between(0, tile.count - v * size))
+            vector.store_where(grad_dilation_weights, to, 1, total, vector.between(0, tile.pixels - v * size))
 
 
 @inlined

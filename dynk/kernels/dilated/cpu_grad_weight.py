@@ -103,7 +103,7 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
         for v in range(0, vectors, VECTORS):
             for row in range(0, count * taps, ROWS):
                 multiply(
-                    columns, row * width, width, 1, grads, place(0, v, width, VECTORS, grads), panel, tile.count,
+                    columns, row * width, width, 1, grads, place(0, v, width, VECTORS, grads), panel, tile.pixels,
                     min(VECTORS, vectors - v), masks, 0, sums, place(row, v, rows, VECTORS, sums), panel,
                 )  # fmt: skip
         return
@@ -113,7 +113,7 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
             for row in range(0, count, ROWS):
                 k = row * taps + t
                 multiply(
-                    columns, k * width, taps * width, 1, kept, place(0, v, width, VECTORS, kept), panel, tile.count,
+                    columns, k * width, taps * width, 1, kept, place(0, v, width, VECTORS, kept), panel, tile.pixels,
                     min(VECTORS, vectors - v), masks, 0, sums, place(k, v, rows, VECTORS, sums), taps * panel,
                 )  # fmt: skip
 
@@ -122,7 +122,7 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
 def _keep_seen(tile, t, grads, kept, vectors, g):  # type: ignore[no-untyped-def]
     """Copy transposed gradients, but 0 for the pixels at which a tap is not read."""
     size = vector.lanes(grads)
-    for pixel in range(tile.count):
+    for pixel in range(tile.pixels):
         mask = seen(tile, pixel // size, t // g.kw, t % g.kw, g)
         for v in range(vectors):
             here = place(pixel, v, PANELS * VECTORS * size, VECTORS, grads)
@@ -141,7 +141,7 @@ def _transpose(tile, grad_out, o, outs, grads, g):  # type: ignore[no-untyped-de
     for v in range(ceil_div(outs, size)):
         start = (tile.n * g.O + o + v * size) * plane + tile.first
         mask = vector.between(0, outs - v * size)
-        for pixel in range(tile.count):
+        for pixel in range(tile.pixels):
             values = vector.load_where(grad_out, start + pixel, plane, mask)
             check = vector.fma(values, zero, check)  # 0 unless a value is not finite
             vector.store(grads, place(pixel, v, PANELS * VECTORS * size, VECTORS, grads), values)

@@ -26,7 +26,7 @@ class Tile(NamedTuple):
 
     n: int
     first: int  # number of the first pixel within the output image
-    count: int
+    pixels: int
     vectors: int
     flat: bool  # whether consecutive pixels read consecutive elements
     anchors: Any  # element of a plane of the image at which each pixel is anchored
@@ -133,7 +133,7 @@ def _weigh(tile, dilation_weights, g):  # type: ignore[no-untyped-def]
     """Set what each dilation counts at each pixel."""
     size, plane = tile.anchors.size // tile.vectors, g.Ho * g.Wo
     for v in range(tile.vectors):
-        lanes = min(size, tile.count - v * size)
+        lanes = min(size, tile.pixels - v * size)
         here = tile.first + v * size
         if g.hard == 0:
             for d in range(g.D):
