@@ -51,14 +51,24 @@ def normal(dtype: str, *shape: int) -> Any:
 
 
 def call_of(
-    dtype: str, N: int, C: int, O: int, H: int, W: int, *, k: int = 3, D: int = 3, hard: bool = False, **options: Any  # noqa: E741
+    dtype: str,
+    N: int,
+    C: int,
+    outputs: int,
+    H: int,
+    W: int,
+    *,
+    k: int = 3,
+    D: int = 3,
+    hard: bool = False,
+    **given: Any,
 ) -> Call:
     """Return a call of normally distributed arrays, with a bias."""
-    options = {"dilations": tuple(range(1, D + 1)), "stride": 1, "groups": 1} | options
+    options: dict[str, Any] = {"dilations": tuple(range(1, D + 1)), "stride": 1, "groups": 1} | given
     anchors = -(-H // options["stride"]), -(-W // options["stride"])
     choice = np.random.default_rng(0).integers(0, D, (N, *anchors)) if hard else normal(dtype, N, D, *anchors)
-    weight = normal(dtype, O, C // options["groups"], k, k)
-    return Call(ADAPTIVE_DILATION_CONV2D, (normal(dtype, N, C, H, W), weight, choice, normal(dtype, O)), options)
+    weight = normal(dtype, outputs, C // options["groups"], k, k)
+    return Call(ADAPTIVE_DILATION_CONV2D, (normal(dtype, N, C, H, W), weight, choice, normal(dtype, outputs)), options)
 
 
 def check_normal(dtype: str, *shape: int, **options: Any) -> list[Any]:

@@ -51,9 +51,7 @@ def module() -> RawModule:
 
 @cuda.jit
 def blocks_kernel(given, answer):  # type: ignore[no-untyped-def]
-    answer[0], answer[1], answer[2], answer[3] = block(
-        given[0], given[1], given[2], given[3], given[4], given[5]
-    )
+    answer[0], answer[1], answer[2], answer[3] = block(given[0], given[1], given[2], given[3], given[4], given[5])
 
 
 @cuda.jit

@@ -303,7 +303,8 @@ def test_torch_compiled_draws_are_reproduced() -> None:
     assert torch.equal(function(logits), first)
     assert not torch.equal(first, second)
     first[:, 0].sum().backward()
-    assert logits.grad is not None and logits.grad.abs().sum() > 0
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() > 0
 
 
 def test_torch_maps_over_seeds() -> None:

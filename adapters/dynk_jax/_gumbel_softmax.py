@@ -16,8 +16,7 @@ def fold(call: Any, arrays: dict[str, Any], mapped: dict[str, bool], size: int) 
     tau, hard, offset, axis = call.options
     ndim = arrays["logits"].ndim - mapped["logits"]
     folded = {
-        name: array if mapped[name] else jnp.broadcast_to(array, (size, *array.shape))
-        for name, array in arrays.items()
+        name: array if mapped[name] else jnp.broadcast_to(array, (size, *array.shape)) for name, array in arrays.items()
     }
     if "seed" in folded:
         seed = folded["seed"]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dynk.dilated import seed_words
+from dynk.dilated._gumbel_softmax import seed_words
 from dynk_jax._apply import apply
 
 __all__ = [
@@ -434,8 +434,8 @@ def gumbel_softmax(
     .. math::
         out = softmax((logits + g) / \tau), \quad g = -\log(-\log u)
 
-    over `axis`, with u uniform on (0, 1) and drawn anew for each element: the arg-max of logits + g is a candidate drawn
-    with the probabilities softmax(logits).
+    over `axis`, with u uniform on (0, 1) and drawn anew for each element: the arg-max of logits + g is a candidate
+    drawn with the probabilities softmax(logits).
 
     Parameters
     ----------

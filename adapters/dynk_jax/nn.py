@@ -1,7 +1,7 @@
 """Pixel-wise adaptive dilation (PAD) in JAX: what infers the dilation of each pixel, and the layer that takes it.
 
-Layers hold options alone. `init` makes the parameters, a dict of arrays that any optimiser takes, and the layer is called
-with them. The state goes from layer to layer by hand, (N, D, Ho, Wo) or None in front of the first:
+Layers hold options alone. `init` makes the parameters, a dict of arrays that any optimiser takes, and the layer is
+called with them. The state goes from layer to layer by hand, (N, D, Ho, Wo) or None in front of the first:
 `out, state = layer(params, x, state, key)`.
 """
 
@@ -83,8 +83,10 @@ def _summed(params: Params, x: jax.Array, state: jax.Array | None, stride: Any) 
     total = _conv1x1(x[:, :, :: strides[0], :: strides[1]], params["features"]) + params["offset"][:, None, None]
     if state is None:
         return total, None
-    if state.shape[2:] != total.shape[2:]:
-        state = jax.image.resize(state, (*state.shape[:2], *total.shape[2:]), "nearest")
+    for axis in (2, 3):  # the nearest pixel above and left
+        if state.shape[axis] != total.shape[axis]:
+            nearest = jnp.arange(total.shape[axis]) * state.shape[axis] // total.shape[axis]
+            state = jnp.take(state, nearest, axis)
     return total + _conv1x1(state, params["memory"]), state
 
 

@@ -26,7 +26,8 @@ def tangent(tensors: Tensors, options: Options, vectors: Tensors) -> Tensor:
     assert logits is not None  # logits are not optional
     if along is None:
         return torch.zeros_like(logits)
-    tau, _, _, axis = options
+    tau: float = options[0]
+    axis: int = options[3]
     p = _soft(logits, seed, options)
     return (_deviation(p, along.to(p.dtype), axis) / tau).to(logits.dtype)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynk._operator import operators
-from dynk.dilated import seed_number
+from dynk.dilated._gumbel_softmax import seed_number
 from dynk_torch._autograd import call
 
 __all__ = [
@@ -448,8 +449,8 @@ def gumbel_softmax(
     .. math::
         out = softmax((logits + g) / \tau), \quad g = -\log(-\log u)
 
-    over `axis`, with u uniform on (0, 1) and drawn anew for each element: the arg-max of logits + g is a candidate drawn
-    with the probabilities softmax(logits).
+    over `axis`, with u uniform on (0, 1) and drawn anew for each element: the arg-max of logits + g is a candidate
+    drawn with the probabilities softmax(logits).
 
     Parameters
     ----------
@@ -464,8 +465,8 @@ def gumbel_softmax(
     noise : bool, default True
         Whether to add noise; False for evaluation.
     seed : int or Tensor of int64 or int32, optional
-        Which noise, as of `dynk.gumbel_softmax`, which draws the same for the same seed. Drawn from `generator` if None:
-        `torch.manual_seed` reproduces it.
+        Which noise, as of `dynk.gumbel_softmax`, which draws the same for the same seed. Drawn from `generator` if
+        None: `torch.manual_seed` reproduces it.
     generator : torch.Generator, optional
         Where the seed is drawn from; PyTorch's own generator of the device if None. Not under `torch.compile`.
     offset : int, default 0
@@ -485,8 +486,8 @@ def gumbel_softmax(
 
     Notes
     -----
-    As of `ddf`. All is computed in float64 and rounded once, whatever the dtype. Under `torch.vmap` the seed is drawn as
-    its `randomness` says; samples that share a seed share the noise.
+    As of `ddf`. All is computed in float64 and rounded once, whatever the dtype. Under `torch.vmap` the seed is drawn
+    as its `randomness` says; samples that share a seed share the noise.
 
     References
     ----------
@@ -512,7 +513,7 @@ def gumbel_softmax(
     return call(_OPERATORS["gumbel_softmax"], (logits, seed), (tau, hard, offset, axis))
 
 
-def _seed(logits: Tensor, seed: int | None, generator: torch.Generator | None) -> Tensor:
+def _seed(logits: Any, seed: int | None, generator: torch.Generator | None) -> Tensor:
     """Return a seed on the device of the logits: a number, or one that is drawn."""
     if not isinstance(logits, Tensor):
         msg = f"gumbel_softmax: logits must be a torch.Tensor, got {type(logits).__name__}"

@@ -1,7 +1,8 @@
 """Modules of pixel-wise adaptive dilation (PAD): what infers the dilation of each pixel, and the layer that takes it.
 
-A prior turns a layer's features into logits over D candidate dilations, with what the layer before it found as its state.
-The state goes from layer to layer by hand, (N, D, Ho, Wo) or None in front of the first: `out, state = layer(x, state)`.
+A prior turns a layer's features into logits over D candidate dilations, with what the layer before it found as its
+state. The state goes from layer to layer by hand, (N, D, Ho, Wo) or None in front of the first:
+`out, state = layer(x, state)`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - as everybody calls it
+from torch.nn import functional as F
 
 from dynk_torch.functional import adaptive_dilation_conv2d, gumbel_softmax
 

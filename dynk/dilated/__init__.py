@@ -14,8 +14,6 @@ from dynk.dilated._gumbel_softmax import (
     GumbelSoftmaxGradients,
     gumbel_softmax,
     gumbel_softmax_backward,
-    seed_number,
-    seed_words,
 )
 
 __all__ = [

@@ -43,8 +43,8 @@ def gumbel_softmax(
     .. math::
         out = softmax((logits + g) / \tau), \quad g = -\log(-\log u)
 
-    over `axis`, with u uniform on (0, 1) and drawn anew for each element: the arg-max of logits + g is a candidate drawn
-    with the probabilities softmax(logits). Every backend draws the same noise for the same seed.
+    over `axis`, with u uniform on (0, 1) and drawn anew for each element: the arg-max of logits + g is a candidate
+    drawn with the probabilities softmax(logits). Every backend draws the same noise for the same seed.
 
     Parameters
     ----------
@@ -83,11 +83,11 @@ def gumbel_softmax(
     -----
     Element e, numbered row-major, of the E elements that share a seed draws block (e + offset, 0) of Philox4x32-10 with
     the seed as key: its counter is (low, high word of e + offset, 0, 0), its key (low, high word of the seed). Of the
-    block's words w, u = (m + 1/2) / 2**52 with m = w[0] * 2**20 + w[1] // 2**12; it is exact in float64, and neither 0
-    nor 1. All is computed in float64 whatever the dtype, and rounded once: neither the noise nor the choice depends on
-    the dtype of the call or on the backend.
+    block's words w, u = (m + 1/2) / 2**52 with m = w[0] * 2**20 + w[1] // 2**12; it is exact in float64, and neither
+    0 nor 1. All is computed in float64 whatever the dtype, and rounded once: neither the noise nor the choice depends
+    on the dtype of the call or on the backend.
 
-    An int is copied to the device at each call; a seed that is on a CUDA device already, in an array, waits for nothing.
+    An int is copied to the device at each call; a seed that is in an array on a CUDA device already waits for nothing.
 
     References
     ----------

@@ -1,8 +1,8 @@
 """Launches the CUDA C kernels of `adaptive_dilation_conv2d`.
 
-A convolution whose groups have one input channel and few outputs, as a depth-wise one, takes the kernels of `depthwise.cu`;
-all others are matrix products (`dense.cu`). Kernels, grids and how a sum is split depend on shapes alone, so that the same
-call gives the same bits on every device.
+A convolution whose groups have one input channel and few outputs, as a depth-wise one, takes the kernels of
+`depthwise.cu`; all others are matrix products (`dense.cu`). Kernels, grids and how a sum is split depend on shapes
+alone, so that the same call gives the same bits on every device.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class _Call:
         self.index = _index(self.g)
         self.pixels = self.g.Ho * self.g.Wo
         self.filter = self.g.C // self.g.groups * self.g.kh * self.g.kw
-        self.depthwise = self.g.C == self.g.groups and self.g.O // self.g.groups <= FEW_OUTPUTS
+        self.depthwise = is_depthwise(self.g)
 
     def launch(self, source: str, name: str, blocks: int, args: tuple[Any, ...], *more: int, out: str = "") -> None:
         """Launch a kernel of one-dimensional blocks, with the geometry and `more` numbers behind its arguments."""
@@ -169,6 +169,11 @@ class _Call:
         """Write the sums over the parts of a gradient, unless it is there already."""
         if out is not gradient:
             sum_partials(self.cuda, DEPTHWISE, self.dtype, out, gradient, size, parts)
+
+
+def is_depthwise(g: DilationGeometry) -> bool:
+    """Return whether groups have one input channel and few outputs."""
+    return g.groups == g.C and g.O // g.groups <= FEW_OUTPUTS
 
 
 def _choices(g: DilationGeometry, dilation_weights: Any) -> tuple[Any, Any, Any]:

@@ -1,9 +1,9 @@
 """Numba CUDA kernels of `adaptive_dilation_conv2d` and their launch.
 
-A convolution is a matrix product over shared memory: a block forms ROWS x COLUMNS sums, DEPTH terms at a time, and mixes
-the columns as it loads them. A factor that no dilation sees is a 0 there, which is right unless it meets NaN or infinity:
-a sum that is not finite is formed again, term by term. Where a group has one input channel and few outputs, as in a
-depth-wise convolution, each thread forms a sum of its own.
+A convolution is a matrix product over shared memory: a block forms ROWS x COLUMNS sums, DEPTH terms at a time, and
+mixes the columns as it loads them. A factor that no dilation sees is a 0 there, which is right unless it meets NaN or
+infinity: a sum that is not finite is formed again, term by term. Where a group has one input channel and few outputs,
+as in a depth-wise convolution, each thread forms a sum of its own.
 """
 
 # Kernels are of Numba's types.
@@ -52,7 +52,6 @@ ROWS, COLUMNS, DEPTH = 64, 16, 16
 BLOCK = 256
 EACH = ROWS * COLUMNS // BLOCK  # sums of a thread, STEP rows apart
 STEP = ROWS // EACH
-CHAIN_STRIPS = CHAIN // DEPTH
 DILATIONS = 4  # whose gradients a thread sums
 FEW_OUTPUTS = 4  # of a group that is taken for depth-wise
 WORKSPACE = 64 << 20  # bytes of partial sums, at most
@@ -133,7 +132,7 @@ def _numbers(plan: Plan) -> tuple[Any, ...]:
 
 
 def _depthwise(g: DilationGeometry) -> bool:
-    return g.C == g.groups and g.O // g.groups <= FEW_OUTPUTS
+    return g.groups == g.C and g.O // g.groups <= FEW_OUTPUTS
 
 
 def _launch_tiles(runtime: Any, kernel: Any, products: int, rows: int, columns: int, args: tuple[Any, ...]) -> None:
@@ -203,7 +202,6 @@ def dilation_forward_kernel(x, weight, choices, bias, out, g, rows, columns):
     at = number - n * pixels
     part0 = part1 = part2 = part3 = zero
     total0 = total1 = total2 = total3 = zero
-    strips = 0
     for first in range(0, depth, DEPTH):
         for e in range(EACH):
             row = first_row + down + e * STEP
@@ -219,8 +217,7 @@ def dilation_forward_kernel(x, weight, choices, bias, out, g, rows, columns):
             value, _ = column(x, choices, g, rows, columns, n, at, group * inputs + c, k - c * taps)
         column_strip[down, across] = value
         part0, part1, part2, part3 = _add_strips(row_strip, column_strip, part0, part1, part2, part3)
-        strips += 1
-        if strips % CHAIN_STRIPS == 0:
+        if (first + DEPTH) % CHAIN == 0:
             total0 += part0
             total1 += part1
             total2 += part2
@@ -261,7 +258,6 @@ def dilation_backward_x_kernel(grad_out, weight, choices, grad_x, g, rows, colum
     place = number - n * plane
     part0 = part1 = part2 = part3 = zero
     total0 = total1 = total2 = total3 = zero
-    strips = 0
     for first in range(0, depth, DEPTH):
         for e in range(EACH):
             row = first_row + down + e * STEP
@@ -278,8 +274,7 @@ def dilation_backward_x_kernel(grad_out, weight, choices, grad_x, g, rows, colum
             value = sent(grad_out, choices, g, rows, columns, n, place, group * outputs + o, k - o * taps)
         column_strip[down, across] = value
         part0, part1, part2, part3 = _add_strips(row_strip, column_strip, part0, part1, part2, part3)
-        strips += 1
-        if strips % CHAIN_STRIPS == 0:
+        if (first + DEPTH) % CHAIN == 0:
             total0 += part0
             total1 += part1
             total2 += part2
@@ -322,7 +317,6 @@ def dilation_backward_weight_kernel(grad_out, x, choices, partial, g, rows, colu
     c = filter_at // taps
     part0 = part1 = part2 = part3 = zero
     total0 = total1 = total2 = total3 = zero
-    strips = 0
     for first in range(begin, end, DEPTH):
         # Neighbouring threads load neighbouring pixels.
         number = first + across
@@ -339,8 +333,7 @@ def dilation_backward_weight_kernel(grad_out, x, choices, partial, g, rows, colu
             value, _ = column(x, choices, g, rows, columns, n, at, group * inputs + c, filter_at - c * taps)
         column_strip[across, down] = value
         part0, part1, part2, part3 = _add_strips(row_strip, column_strip, part0, part1, part2, part3)
-        strips += 1
-        if strips % CHAIN_STRIPS == 0:
+        if (first - begin + DEPTH) % CHAIN == 0:
             total0 += part0
             total1 += part1
             total2 += part2

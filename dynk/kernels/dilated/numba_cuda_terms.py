@@ -1,7 +1,7 @@
 """Numba CUDA device functions of `adaptive_dilation_conv2d`: what a tap sees, and every result term by term.
 
-`g` holds the integers of `DilationGeometry` before the steps, `rows` and `columns` the steps of the dilations. `choices`
-holds shares, or indices where `hard`. A term is skipped where no dilation that a pixel takes reads the image.
+`g` holds the integers of `DilationGeometry` before the steps, `rows` and `columns` the steps of the dilations.
+`choices` holds shares, or indices where `hard`. A term is skipped where no dilation that a pixel takes reads the image.
 """
 
 # Every function here is a device function, of Numba's types.

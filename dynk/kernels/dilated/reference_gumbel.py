@@ -32,7 +32,8 @@ def gumbel_softmax_backward(plan: Plan, grad_out: Array, logits: Array, seed: An
     g = SoftmaxGeometry(*plan.geometry)
     p = _softmax(_perturbed(g, logits, seed), plan.reals[0])
     grad = grad_out.reshape(p.shape)
-    return (p * (grad - (p * grad).sum(1, keepdims=True)) / plan.reals[0]).reshape(plan.out_shape), None
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite gradients
+        return (p * (grad - (p * grad).sum(1, keepdims=True)) / plan.reals[0]).reshape(plan.out_shape), None
 
 
 def gumbel_softmax_magnitude(plan: Plan, grad_out: Array | None, logits: Array, seed: Any) -> tuple[Any, ...]:
@@ -50,6 +51,9 @@ def gumbel_softmax_magnitude(plan: Plan, grad_out: Array | None, logits: Array, 
         condition = 1 + exponents + np.where(p > 0, p * exponents, 0).sum(1, keepdims=True)
         relative = np.where(p > 0, p * condition, 0) * (EPS["float64"] / EPS[accumulator(plan.dtype)])
         if grad_out is None:
+            if g.hard:  # no number but 0 and 1 is right, unless the arg-max of infinite logits is asked for
+                infinite = np.isinf(logits.reshape(p.shape)).any(1, keepdims=True)
+                relative = np.where(infinite, np.inf, np.zeros_like(p))
             return (relative.reshape(plan.out_shape),)
         grad = np.abs(grad_out.reshape(p.shape))
         mean = (p * grad).sum(1, keepdims=True)
@@ -70,7 +74,8 @@ def _noise(g: SoftmaxGeometry, seed: Any) -> Array:
     element = np.arange(g.outer * g.K * g.inner)
     number = element // g.per_seed
     index = (element % g.per_seed).astype(np.uint64) + np.uint64(g.offset)
-    return -np.log(-np.log(array_uniform(index, words[2 * number], words[2 * number + 1]))).reshape(shape)
+    u: Array = array_uniform(index, words[2 * number], words[2 * number + 1])
+    return -np.log(-np.log(u)).reshape(shape)
 
 
 def _softmax(perturbed: Array, tau: float) -> Array:
