@@ -361,7 +361,7 @@ ERRORS: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] 
         TypeError,
         "dilation_weights must have dtype 'float16', 'bfloat16', 'float32', 'float64', got uint8",
     ),
-    "bias": ((X, WEIGHT, SHARES, np.ones(5)), {}, ValueError, "bias must have shape (O) = (6,), got (5,)"),
+    "bias": ((X, WEIGHT, SHARES, np.ones(5)), {}, ValueError, "bias must have shape (O,) = (6,), got (5,)"),
 }
 
 
