@@ -30,10 +30,10 @@ from torch import Tensor, nn
 Array = NDArray[np.float32]
 
 TEXTURES = ("brick", "grass", "gravel")
-DILATIONS, FIXED = (1, 2, 4), 2  # the candidates, and the twin's dilation
+DILATIONS, FIXED = (1, 2, 4), 1  # the candidates, and the twin's dilation
 CHANNELS, LAYERS = 16, 3
 SIZE, REGIONS = 64, 6  # of a picture
-BATCH, STEPS, TESTS = 4, 150, 16
+BATCH, STEPS, TESTS = 4, 400, 16
 LEARNING_RATE = 0.01
 TAU = (2.0, 0.5)  # the temperature at the beginning and at the end
 
