@@ -53,7 +53,9 @@ def _dynk(problem: Problem, name: str, backend: str | None) -> list[Contender]:
         allocating = Call(lambda _: (getattr(dynk, case.operator)(*arrays, **options),))
     else:
         backward = getattr(dynk, f"{case.operator}_backward")
-        grads = deepcopy(arrays)
+        grads = tuple(
+            deepcopy(a) if n in problem.results else None for n, a in zip(case.op.arrays, arrays, strict=True)
+        )
         preallocated = Call(lambda _: _present(backward(grad_out, *arrays, **options, grads=grads)))
         allocating = Call(lambda _: _present(backward(grad_out, *arrays, **options)))
     return [
@@ -96,8 +98,9 @@ def _torch_eager(problem: Problem, formula: Callable[..., Any]) -> Call:
     tensors = [None if a is None else tensor(a, problem.device) for a in problem.arrays]
     if problem.direction == "forward":
         return Call(lambda _: (formula(*tensors),))
-    tensors = [None if t is None else t.detach().requires_grad_() for t in tensors]
-    given = [t for t in tensors if t is not None]
+    names = problem.case.op.arrays
+    tensors = [t.detach().requires_grad_() if n in problem.results else t for n, t in zip(names, tensors, strict=True)]
+    given = [t for t in tensors if t is not None and t.requires_grad]
     grad_out = tensor(problem.grad_out, problem.device)
     return Call(lambda out: torch.autograd.grad(out, given, grad_out), lambda: formula(*tensors))
 
@@ -119,5 +122,8 @@ def _jax(problem: Problem, formula: Callable[..., Any]) -> Call:
         forward = jax.jit(of_given)
         return Call(lambda _: (wait(forward(*values)),))
     grad_out = jax.numpy.asarray(problem.grad_out)
+    names = [problem.case.op.arrays[i] in problem.results for i in given]
     pull = jax.jit(lambda grad, *present: jax.vjp(of_given, *present)[1](grad))
-    return Call(lambda _: wait(pull(grad_out, *values)))
+    return Call(
+        lambda _: tuple(grad for grad, floats in zip(wait(pull(grad_out, *values)), names, strict=True) if floats)
+    )

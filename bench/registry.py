@@ -25,7 +25,7 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True)
 class Case:
-    """One operator at one size."""
+    """One operator at one size; `indices` names arguments of indices, and of how many each is drawn."""
 
     operator: str
     label: str
@@ -33,6 +33,7 @@ class Case:
     shapes: tuple[tuple[int, ...] | None, ...]
     options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
+    indices: dict[str, int] = field(default_factory=dict)
 
     @property
     def op(self) -> Operator:
@@ -42,7 +43,10 @@ class Case:
     @cached_property
     def plan(self) -> Plan:
         """Return the plan of the call."""
-        dtypes = tuple(None if s is None else self.dtype for s in self.shapes)
+        dtypes = tuple(
+            None if shape is None else "int64" if name in self.indices else self.dtype
+            for name, shape in zip(self.op.arrays, self.shapes, strict=True)
+        )
         return self.op.plan(self.operator, self.shapes, dtypes, self.op.canonical(**self.options))
 
     @property
@@ -75,7 +79,14 @@ class Problem:
         def normal(shape: tuple[int, ...]) -> Any:
             return testing.rounded(rng.standard_normal(shape, np.float32), case.dtype)
 
-        arrays = tuple(None if shape is None else normal(shape) for shape in case.shapes)
+        arrays = tuple(
+            None
+            if shape is None
+            else rng.integers(case.indices[name], size=shape)
+            if name in case.indices
+            else normal(shape)
+            for name, shape in zip(case.op.arrays, case.shapes, strict=True)
+        )
         return Problem(case, direction, arrays, normal(case.plan.out_shape), device)
 
     @property
@@ -83,7 +94,11 @@ class Problem:
         """Return name and shape of each result that a contender computes, in order."""
         if self.direction == "forward":
             return {"out": self.case.plan.out_shape}
-        return {name: a.shape for name, a in zip(self.case.op.arrays, self.arrays, strict=True) if a is not None}
+        return {
+            name: a.shape
+            for name, a in zip(self.case.op.arrays, self.arrays, strict=True)
+            if a is not None and name not in self.case.indices
+        }
 
 
 @dataclass(frozen=True)

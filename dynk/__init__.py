@@ -17,6 +17,14 @@ from dynk.decoupled import (
     filter_norm,
     filter_norm_backward,
 )
+from dynk.dilated import (
+    AdaptiveDilationConv2dGradients,
+    GumbelSoftmaxGradients,
+    adaptive_dilation_conv2d,
+    adaptive_dilation_conv2d_backward,
+    gumbel_softmax,
+    gumbel_softmax_backward,
+)
 from dynk.sampled import (
     DynamicFilterGradients,
     LsDfnGradients,
@@ -29,12 +37,16 @@ from dynk.sampled import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveDilationConv2dGradients",
     "DdfGradients",
     "DdfUpsampleGradients",
     "DynamicFilterGradients",
     "FilterNormGradients",
+    "GumbelSoftmaxGradients",
     "LsDfnGradients",
     "__version__",
+    "adaptive_dilation_conv2d",
+    "adaptive_dilation_conv2d_backward",
     "backend",
     "backends",
     "ddf",
@@ -45,6 +57,8 @@ __all__ = [
     "dynamic_filter_backward",
     "filter_norm",
     "filter_norm_backward",
+    "gumbel_softmax",
+    "gumbel_softmax_backward",
     "ls_dfn",
     "ls_dfn_backward",
 ]

@@ -90,6 +90,9 @@ class Kind(Protocol):
         `like` is an array argument of the call.
         """
 
+    def send(self, values: npt.NDArray[Any], device: Device, like: Any) -> Any:
+        """Return a new array of integers with values that are on the host; `like` is an array of the call."""
+
     def stream(self, device: Device) -> int:
         """Return the handle of the caller's current stream; 0 on the CPU."""
 
@@ -240,6 +243,9 @@ class _Numpy:
 
     def finish(self, memory: Any, dtype: str, like: Any) -> Any:
         return memory
+
+    def send(self, values: npt.NDArray[Any], device: Device, like: Any) -> Any:
+        return values
 
     def stream(self, device: Device) -> int:
         return 0

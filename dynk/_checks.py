@@ -142,10 +142,10 @@ def divides(function: str, argument: str, groups: int, dim: str, whole_name: str
         raise ValueError(msg)
 
 
-def reach(function: str, extent: int, dilation: int) -> None:
+def reach(function: str, extent: int, dilation: int, argument: str = "dilation") -> None:
     """Check that the taps of a dilated kernel stay within the coordinates that kernels can hold."""
     if (extent - 1) * dilation > MAX_REACH:
-        msg = f"{function}: dilation must be at most {MAX_REACH // (extent - 1)} for {extent} taps, got {dilation}"
+        msg = f"{function}: {argument} must be at most {MAX_REACH // (extent - 1)} for {extent} taps, got {dilation}"
         raise ValueError(msg)
 
 

@@ -81,6 +81,9 @@ class _Torch:
     def finish(self, memory: Any, dtype: str, like: Any) -> Any:
         return memory
 
+    def send(self, values: npt.NDArray[Any], device: Device, like: Any) -> Any:
+        return loaded("torch").from_numpy(values).to(show_device(device))
+
     def stream(self, device: Device) -> int:
         return 0 if device[0] == "cpu" else int(loaded("torch").cuda.current_stream(device[1]).cuda_stream)
 
@@ -153,6 +156,10 @@ class _Jax:
                 return jax.device_put(memory.view(wanted), device, may_alias=True)
             return jax.dlpack.from_dlpack(memory).view(wanted)
 
+    def send(self, values: npt.NDArray[Any], device: Device, like: Any) -> Any:
+        (where,) = like.devices()
+        return loaded("jax").device_put(values, where)
+
     def stream(self, device: Device) -> int:
         return 0 if device[0] == "cpu" else _cupy_stream(device)
 
@@ -177,6 +184,12 @@ def _cuda_allocate(shape: Shape, dtype: str, device: Device) -> tuple[View, Any]
     with cupy.cuda.Device(device[1]):
         memory = cupy.empty(shape, STORAGE[dtype])
     return _cuda_interface_view(memory, dtype, device[1]), memory
+
+
+def _cuda_send(values: npt.NDArray[Any], device: Device) -> Any:
+    cupy = _require_cupy()
+    with cupy.cuda.Device(device[1]):
+        return cupy.asarray(values)
 
 
 def _require_cupy() -> Any:
@@ -211,6 +224,9 @@ class _Cupy:
     def finish(self, memory: Any, dtype: str, like: Any) -> Any:
         return memory
 
+    def send(self, values: npt.NDArray[Any], device: Device, like: Any) -> Any:
+        return _cuda_send(values, device)
+
     def stream(self, device: Device) -> int:
         return _cupy_stream(device)
 
@@ -239,6 +255,9 @@ class _NumbaCuda:
 
     def finish(self, memory: Any, dtype: str, like: Any) -> Any:
         return memory
+
+    def send(self, values: npt.NDArray[Any], device: Device, like: Any) -> Any:
+        return loaded("numba.cuda").to_device(values)
 
     def stream(self, device: Device) -> int:
         # Numba knows no current stream: its default one is the stream of every call without an explicit stream.
@@ -282,6 +301,10 @@ class _Dlpack:
     def finish(self, memory: Any, dtype: str, like: Any) -> Any:
         namespace = getattr(like, "__array_namespace__", None)
         return memory if namespace is None else namespace().from_dlpack(memory)
+
+    def send(self, values: npt.NDArray[Any], device: Device, like: Any) -> Any:
+        memory = values if device == CPU else _cuda_send(values, device)
+        return self.finish(memory, values.dtype.name, like)
 
     def stream(self, device: Device) -> int:
         return 0 if device == CPU else _cupy_stream(device)

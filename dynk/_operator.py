@@ -22,7 +22,7 @@ Dtypes = tuple[str | None, ...]
 Options = tuple[Any, ...]
 
 # The public modules that hold operators. A new family is one more name here.
-FAMILIES = ("decoupled", "sampled")
+FAMILIES = ("decoupled", "sampled", "dilated")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +93,9 @@ class Operator:
         if it is a floating one) or None, and the options.
     integers
         Names of the array arguments that may hold integers, which have no gradient.
+    check_values
+        check_values(function, plan, arrays) raises for wrong values, such as indices out of range, in arrays on the
+        CPU. Kernels must be safe without it: nobody looks at values on CUDA or in compiled JAX programs.
     """
 
     name: str
@@ -108,6 +111,13 @@ class Operator:
     samples: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
     derivative: Callable[[int, Any, tuple[Any, ...], Options], tuple[tuple[Any, ...], Options]] | None = None
     integers: frozenset[str] = field(default=frozenset())
+    check_values: Callable[[str, Plan, tuple[Any, ...]], None] | None = None
+
+    def check_inputs(self, direction: str, plan: Plan, inputs: tuple[Any, ...]) -> None:
+        """Check the values of what a launch on the CPU reads: the arrays, after grad_out for "backward"."""
+        if self.check_values is not None:
+            backward = direction == "backward"
+            self.check_values(f"{self.name}_backward" if backward else self.name, plan, inputs[backward:])
 
     def launchers(self, backend: str) -> Any:
         """Return the module of this family's launch functions for one backend file, such as "cpu"."""

@@ -139,21 +139,30 @@ def _together(launchers: Any, source: str, expression: str) -> tuple[str, ...]:
     return tuple(other for other in declared if _signature(other) == _signature(expression))
 
 
+def has_size(name: str) -> bool:
+    """Return whether kernels of this name have a kernel size among their template arguments, after the types."""
+    return name.startswith(("ddf_", "filter_norm_")) and name != "filter_norm_backward_scale"
+
+
 def _signature(expression: str) -> list[str]:
     """Return the types of a kernel that has no size, all arguments but the mode of one that has."""
     name, _, rest = expression.partition("<")
     arguments = rest.split(", ")
-    sized = name not in ("sum_partials", "filter_norm_backward_scale") and not name.startswith("sampled_")
-    return arguments[:4] + arguments[5:] if sized else arguments[:2]
+    return arguments[:4] + arguments[5:] if has_size(name) else arguments[:2]
 
 
 def _stored(arrays: tuple[Any, ...], dtype: str) -> list[Any]:
     """Return inputs as launch functions take them, and read-only, so that the emulator reports a write."""
-    stored = [None if array is None else compact(numpy_view(array, dtype)).view() for array in arrays]
+    stored = [None if array is None else compact(numpy_view(array, _dtype(array, dtype))).view() for array in arrays]
     for array in stored:
         if array is not None:
             array.flags.writeable = False
     return stored
+
+
+def _dtype(array: Any, dtype: str) -> str:
+    """Return the dtype of an argument of a call, which is its own where that is of integers."""
+    return str(array.dtype) if array.dtype.kind == "i" else dtype
 
 
 def _values(storage: Any, dtype: str) -> Any:

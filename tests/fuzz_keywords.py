@@ -52,6 +52,11 @@ WRONG_OPTIONS: dict[str, tuple[Any, ...]] = {
         torch.ones(1, dtype=torch.bool),
         fuzz_values.Raising(),
     ),
+    "int[][]": (
+        *NO_INT,
+        *((1, None), (1.0, 2.0), ("1", "1"), ((1, 1, 1),), ((1,),), ((),), range(0), "12", (), [1] * 9, [[1, 2], 1.5]),
+        *((1, object()), (fuzz_values.Raising(), 1), ((1, fuzz_values.Raising()),), np.array([1, 1]), torch.ones(2)),
+    ),
     "bool[2]": (
         *(
             "yes",
@@ -77,6 +82,8 @@ WRONG_OPTIONS: dict[str, tuple[Any, ...]] = {
     ),
     # by name
     "stride": (0, -1, (0, 1), (1, -1), True, (1, True), 1 << 31),
+    "dilations": (0, 2, (0,), (1, -1), (True,), ((1, True),), (1, 1 << 31), 1 << 31),
+    "groups": (0, -1, True, 1 << 31, 1000),
     "dilation": (0, -1, (0, 1), (1, -1), True, (1, True), 1 << 31),
     "scale": (0, -1, True, 1 << 31),
     "samples": (0, -1, True, 65, 1 << 31),

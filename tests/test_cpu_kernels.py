@@ -66,6 +66,12 @@ for dtype, tolerance in (("float32", 1e-4), ("float64", 1e-12), ("float16", 1e-2
         options = {"samples": 3, "sample_stride": 2, "dilation": 2, "reduce": reduce}
         same("ls_dfn", x, across, within, *attentions, **options)
         same("ls_dfn_backward", draw(*shape), x, across, within, *attentions, **options)
+    x, bias = draw(1, 4, 5, 6), draw(4)
+    for weight, options in ((draw(4, 2, 2, 3), {"groups": 2}), (draw(4, 1, 3, 1), {"groups": 4, "stride": 2})):
+        shares = draw(1, 3, 5, 6) if options["groups"] == 2 else draw(1, 3, 3, 3)
+        same("adaptive_dilation_conv2d", x, weight, shares, bias, **options)
+        grad = shares[:, [0, 1, 2, 0]].copy()
+        same("adaptive_dilation_conv2d_backward", grad, x, weight, shares, bias, **options)
 """
 
 

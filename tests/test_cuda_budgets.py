@@ -20,15 +20,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from cuda_emulator.toolchain import cuda_include_folders
+from emulated import has_size
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dynk._operator import Operator, operators
 from dynk.decoupled import DDF
 from dynk.kernels import common
-from dynk.kernels.common.dtypes import FLOATS
+from dynk.kernels.common.dtypes import FLOATS, STORAGE
 from dynk.sampled import DYNAMIC_FILTER
 
 FILE = Path(__file__).with_name("budgets.json")
@@ -62,11 +64,6 @@ def arguments(expression: str) -> tuple[str, list[str]]:
     """Return a kernel's name and its template arguments."""
     name, _, rest = expression.removesuffix(">").partition("<")
     return name, rest.split(", ")
-
-
-def has_size(name: str) -> bool:
-    """Return whether kernels of this name have a kernel size among their template arguments, after the types."""
-    return name not in ("sum_partials", "filter_norm_backward_scale") and not name.startswith("sampled_")
 
 
 @cache
@@ -263,11 +260,29 @@ def sampled_shapes(draw: st.DrawFn, op: Operator) -> tuple[tuple[Any, ...], dict
     return tuple(None if number in absent else shape for number, shape in enumerate(shapes)), options
 
 
+@st.composite
+def dilated_shapes(draw: st.DrawFn, op: Operator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    groups, N, D = draw(st.sampled_from([1, 3, 70])), draw(few), draw(st.integers(1, 8))
+    C, O = groups * draw(st.sampled_from([1, 2, 300])), groups * draw(st.sampled_from([1, 4, 5, 300]))  # noqa: E741
+    H, W, stride = draw(extents), draw(extents), draw(few)
+    anchors = -(-H // stride), -(-W // stride)
+    shapes = (N, C, H, W), (O, C // groups, draw(st.integers(1, 7)), draw(st.integers(1, 7))), (N, D, *anchors), (O,)
+    return shapes, {"dilations": (1,) * D, "stride": stride, "groups": groups}
+
+
+@st.composite
+def logit_shapes(draw: st.DrawFn, op: Operator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    shape = draw(few), draw(extents), draw(extents)
+    return (shape, draw(st.sampled_from([None, (1,)]))), {"axis": draw(st.integers(0, 2))}
+
+
 SHAPES = {
+    "adaptive_dilation_conv2d": dilated_shapes,
     "ddf": filter_shapes,
     "ddf_upsample": filter_shapes,
     "filter_norm": norm_shapes,
     "dynamic_filter": sampled_shapes,
+    "gumbel_softmax": logit_shapes,
     "ls_dfn": sampled_shapes,
 }
 
@@ -286,10 +301,11 @@ def but_for_size(source: str, expression: str) -> tuple[Any, ...]:
 def test_every_instantiation_asked_for_is_declared(op: Operator, data: st.DataObject) -> None:
     shapes, options = data.draw(SHAPES[op.name](op))
     dtype = data.draw(st.sampled_from(FLOATS))
-    dtypes = tuple(None if shape is None else dtype for shape in shapes)
+    own = {"seed": "int64"}
+    dtypes = tuple(None if s is None else own.get(name, dtype) for name, s in zip(op.arrays, shapes, strict=True))
     plan = op.plan(op.name, shapes, dtypes, op.canonical(**options))
     launchers = op.launchers("cupy_raw")
-    arrays = [None if shape is None else object() for shape in shapes]
+    arrays = [None if its_dtype is None else np.empty(1, STORAGE[its_dtype]) for its_dtype in dtypes]
     cuda = Recorder()
     getattr(launchers, f"{op.launcher}_forward")(cuda, plan, *arrays, object())
     getattr(launchers, f"{op.launcher}_backward")(cuda, plan, object(), *arrays, *arrays)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dynk._arrays import CudaView
 from dynk._operator import operators
 from dynk.kernels.common import run_numba_cuda
-from dynk.testing import Call, assert_close, strategies
+from dynk.testing import Call, assert_close, sample_calls, strategies
 
 numba_cuda_package = pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 from emulated import EmulatedNumba, numba_kernel  # noqa: E402
@@ -27,6 +27,7 @@ from numba.cuda.typing.typeof import typeof  # noqa: E402
 
 from dynk.kernels.common import numba_cuda_kernels  # noqa: E402
 from dynk.kernels.decoupled import numba_cuda, numba_cuda_norm  # noqa: E402
+from dynk.kernels.dilated import numba_cuda_dilation, numba_cuda_gumbel  # noqa: E402
 from dynk.kernels.sampled import numba_cuda as numba_cuda_ls_dfn  # noqa: E402
 from dynk.kernels.sampled import numba_cuda_dynamic  # noqa: E402
 
@@ -36,9 +37,18 @@ OPERATORS = [op for op in operators().values() if op.has_launchers("numba_cuda")
 each_operator = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 on_emulator = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulator_unavailable()))
 
+MODULES = (
+    numba_cuda_kernels,
+    numba_cuda,
+    numba_cuda_norm,
+    numba_cuda_ls_dfn,
+    numba_cuda_dynamic,
+    numba_cuda_dilation,
+    numba_cuda_gumbel,
+)
 KERNELS = {
     kernel.py_func.__name__: kernel
-    for module in (numba_cuda_kernels, numba_cuda, numba_cuda_norm, numba_cuda_ls_dfn, numba_cuda_dynamic)
+    for module in MODULES
     for name, kernel in inspect.getmembers(module, lambda member: isinstance(member, CUDADispatcher))
     if name.endswith("_kernel")
 }
@@ -54,7 +64,7 @@ class Recorder:
         self.signatures = {}
 
     def launch(self, kernel, grid, block, args):
-        self.signatures[kernel.py_func.__name__] = tuple(map(typeof, args))
+        self.signatures.setdefault(kernel.py_func.__name__, tuple(map(typeof, args)))
 
     def workspace(self, count, dtype):
         return np.empty(1, dtype)
@@ -65,13 +75,12 @@ class Recorder:
 def signatures(dtype):
     """Return the types with which the launch functions launch each kernel."""
     recorder, array = Recorder(), np.empty(1, dtype)
-    for op in OPERATORS:
-        shapes, options = op.samples[0]
-        plan = op.plan(op.name, shapes, (dtype,) * len(shapes), op.canonical(**options))
+    for call in (call for op in OPERATORS for call in sample_calls(op, dtype, np.random.default_rng(0))):
+        op, inputs = call.op, [None if a is None else a.reshape(-1) for a in call.arrays]
         launchers = op.launchers("numba_cuda")
-        inputs = [array] * len(op.arrays)
-        getattr(launchers, f"{op.launcher}_forward")(recorder, plan, *inputs, array)
-        getattr(launchers, f"{op.launcher}_backward")(recorder, plan, array, *inputs, *inputs)
+        gradients = [None if a is None or a.dtype.kind == "i" else a for a in inputs]
+        getattr(launchers, f"{op.launcher}_forward")(recorder, call.plan, *inputs, array)
+        getattr(launchers, f"{op.launcher}_backward")(recorder, call.plan, array, *inputs, *gradients)
     numba_cuda_kernels.merge(recorder, array, array, 1, 2)
     with mock.patch.object(run_numba_cuda._Runtime, "launch", recorder.launch), on_the_host():
         view = host_view(np.empty((3, 2), dtype).T)
@@ -91,7 +100,8 @@ def test_kernel_compiles_to_ptx(name, dtype, cc):
         ptx, _ = cuda.compile(KERNELS[name].py_func, signature, cc=cc, device=False, abi="numba", output="ptx")
     assert ".visible .entry" in ptx
     assert ".local" not in ptx, "variables must live in registers"
-    assert dtype == "float64" or ".f64" not in ptx, "float32 kernels must not compute in float64"
+    meant = dtype == "float64" or name.startswith("gumbel_softmax")
+    assert meant or ".f64" not in ptx, "float32 kernels must not compute in float64"
 
 
 # ---- results on the emulator -----------------------------------------------------------------------------------------
@@ -99,7 +109,7 @@ def test_kernel_compiles_to_ptx(name, dtype, cc):
 
 def assert_right(call, grad_out, runtime):
     assert_close(runtime.forward(call), *call.expected_forward(), what="out")
-    gradients = runtime.backward(call, grad_out)
+    gradients = runtime.backward(call, grad_out, floating(call))
     for name, gradient, want, magnitude in zip(
         call.op.arrays, gradients, *call.expected_backward(grad_out), strict=True
     ):
@@ -113,6 +123,12 @@ def make_call(name, dtype, shapes, **options):
     arrays = tuple(None if shape is None else rng.standard_normal(shape).astype(dtype) for shape in shapes)
     call = Call(operators()[name], arrays, options)
     return call, rng.standard_normal(call.plan.out_shape).astype(dtype)
+
+
+def floating(call):
+    """Return the names of the arguments that have a gradient."""
+    named = zip(call.op.arrays, call.arrays, strict=True)
+    return [name for name, array in named if array is not None and array.dtype.kind != "i"]
 
 
 @on_emulator
@@ -171,10 +187,10 @@ def test_order_of_threads_changes_no_bit(case):
 @on_emulator
 @each_operator
 def test_only_what_is_asked_for_is_computed(op):
-    shapes, options = op.samples[0]
-    call, grad_out = make_call(op.name, "float32", shapes, **options)
+    call = sample_calls(op, "float32", np.random.default_rng(0))[0]
+    grad_out = np.ones(call.plan.out_shape, np.float32)
     launched = {}
-    for name in op.arrays:
+    for name in floating(call):
         runtime = EmulatedNumba()
         with emulated(mode="fast"):
             gradients = runtime.backward(call, grad_out, needs={name})

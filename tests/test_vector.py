@@ -103,6 +103,44 @@ def test_masks_and_steps(dtype, mask, step):
     np.testing.assert_array_equal(out, expected)
 
 
+def pointed(source, out, offsets, mask):
+    values = vector.gather(source, (5, 7), offsets, 3, mask)
+    vector.scatter(out, 2, offsets, 3, vector.add(values[0], values[1]), mask)
+
+
+@each_dtype
+@each_mask
+def test_elements_at_offsets(dtype, mask):
+    source, before = numbers(dtype), numbers(dtype, 1)
+    offsets = np.random.default_rng(2).permutation(SIZE - 7)[: 3 + vector.lanes(source)]
+    out = agree(pointed, source, before, offsets, mask)[1]
+    expected = widen(before, dtype)
+    wide = widen(source, dtype)
+    for lane in range(vector.lanes(source)):
+        if mask >> lane & 1:
+            expected[2 + offsets[3 + lane]] = wide[5 + offsets[3 + lane]] + wide[7 + offsets[3 + lane]]
+    np.testing.assert_array_equal(widen(out, dtype), expected)
+
+
+def all_products(a, b, out):
+    size = vector.lanes(a)
+    rows, columns = vector.broadcast(a, (0, 1, 2)), vector.load(b, (0, size))
+    sums = vector.outer(rows, columns, vector.load(out, vector.spaced(0, 16, (0, 1, 2, 3, 4, 5))))
+    vector.store(out, vector.spaced(0, 16, (0, 1, 2, 3, 4, 5)), sums)
+
+
+@each_dtype
+def test_products_of_all_with_all(dtype):
+    a, b, before = numbers(dtype), numbers(dtype, 1), numbers(dtype, 2)
+    out = agree(all_products, a, b, before)[2]
+    size = vector.lanes(a)
+    x, y, z = (widen(v, dtype) for v in (a, b, before))
+    for k in range(6):
+        column = slice(k % 2 * size, (k % 2 + 1) * size)
+        expected = z[16 * k : 16 * k + size] + x[k // 2] * y[column]
+        np.testing.assert_array_equal(widen(out, dtype)[16 * k : 16 * k + size], expected)
+
+
 def tail(source, out, count):
     mask = vector.between(0, count)
     vector.store_where(out, out.size - count, 1, vector.load_where(source, source.size - count, 1, mask), mask)

@@ -86,6 +86,14 @@ CASES = {
         ((1, 2, 2, 3), None, (1, 2, 2, 1, 2, 3), None, (1, 2, 2, 1, 2, 3)),
         {"samples": 2, "sample_stride": 1, "kernel_residual": False, "attention_residual": False, "reduce": "none"},
     ),
+    "adaptive": Case(
+        "adaptive_dilation_conv2d",
+        ((2, 2, 3, 4), (2, 2, 2, 3), (2, 2, 2, 2), (2,)),
+        {"dilations": (1, (2, 1)), "stride": 2},
+    ),
+    "adaptive-depthwise": Case(
+        "adaptive_dilation_conv2d", ((1, 2, 3, 3), (4, 1, 1, 3), (1, 3, 3, 3), None), {"groups": 2}
+    ),
     "norm": Case("filter_norm", ((2, 3, 2, 2), None, None), {"axes": (2, 3)}),
     "norm-scale": Case("filter_norm", ((2, 2, 2, 3, 2), (2, 1, 1, 1), None), {"axes": (-3, 3), "eps": 0.1}),
     "norm-shift": Case("filter_norm", ((2, 3, 2), (3, 1), (2, 3, 2)), {"axes": (2, 0)}),
@@ -96,7 +104,7 @@ each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 # One case of each operator, for what the operators share.
 one_of_each = pytest.mark.parametrize(
-    "case", [CASES[name] for name in ("ddf-mul", "upsample-mul", "norm-scale", "dynamic", "sampled")]
+    "case", [CASES[name] for name in ("ddf-mul", "upsample-mul", "norm-scale", "dynamic", "sampled", "adaptive")]
 )
 
 

@@ -1,5 +1,21 @@
 """dynk's operators as JAX functions: differentiable, batchable, inside jit; on the CPU without the interpreter."""
 
-from dynk_jax.functional import ddf, ddf_upsample, dynamic_filter, filter_norm, ls_dfn
+from dynk_jax.functional import (
+    adaptive_dilation_conv2d,
+    ddf,
+    ddf_upsample,
+    dynamic_filter,
+    filter_norm,
+    gumbel_softmax,
+    ls_dfn,
+)
 
-__all__ = ["ddf", "ddf_upsample", "dynamic_filter", "filter_norm", "ls_dfn"]
+__all__ = [
+    "adaptive_dilation_conv2d",
+    "ddf",
+    "ddf_upsample",
+    "dynamic_filter",
+    "filter_norm",
+    "gumbel_softmax",
+    "ls_dfn",
+]

@@ -5,8 +5,24 @@ on the CPU and on CUDA, and share the tensors' memory with the kernels.
 """
 
 from dynk_torch import _library
-from dynk_torch.functional import ddf, ddf_upsample, dynamic_filter, filter_norm, ls_dfn
+from dynk_torch.functional import (
+    adaptive_dilation_conv2d,
+    ddf,
+    ddf_upsample,
+    dynamic_filter,
+    filter_norm,
+    gumbel_softmax,
+    ls_dfn,
+)
 
-__all__ = ["ddf", "ddf_upsample", "dynamic_filter", "filter_norm", "ls_dfn"]
+__all__ = [
+    "adaptive_dilation_conv2d",
+    "ddf",
+    "ddf_upsample",
+    "dynamic_filter",
+    "filter_norm",
+    "gumbel_softmax",
+    "ls_dfn",
+]
 
 _library.register_all()

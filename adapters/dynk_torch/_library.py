@@ -131,7 +131,7 @@ def _tensor_arguments(op: Operator) -> list[str]:
 def _option_arguments(op: Operator, *, defaults: bool = True) -> list[str]:
     arguments = []
     for name, (kind, default) in op.options.items():
-        required = default is None and not kind.endswith("?")
+        required = (default is None and not kind.endswith("?")) or kind.endswith("[][]")  # schemas know no such default
         shown = f'"{default}"' if isinstance(default, str) else list(default) if isinstance(default, tuple) else default
         arguments.append(f"{kind} {name}" + (f"={shown}" if defaults and not required else ""))
     return arguments

@@ -15,6 +15,7 @@ class _Operand:
     """An array of a call, as far as the model goes."""
 
     nbytes: int
+    dtype: Any = None
 
 
 class _Meter:

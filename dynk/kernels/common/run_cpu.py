@@ -59,6 +59,7 @@ def run(
     stream: int,
 ) -> None:
     """Run `<launcher>_<direction>` and write its results to `outputs`, of which None is not wanted."""
+    op.check_inputs(direction, plan, inputs)
     kernel = _kernel(op, direction)
     absent = _ABSENT[plan.dtype]
     arrays = [absent if a is None else flat(a) for a in (*inputs, *outputs)]

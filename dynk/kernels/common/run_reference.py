@@ -31,6 +31,7 @@ def run(
     stream: int,
 ) -> None:
     """Run `<launcher>_<direction>` and write its results to `outputs`, of which None is not wanted."""
+    op.check_inputs(direction, plan, inputs)
     launch = getattr(op.launchers(LAUNCHERS), f"{op.launcher}_{direction}")
     results = launch(plan, *(None if a is None else widen(a, _dtype_of(a, plan)) for a in inputs))
     for output, values in zip(outputs, results if isinstance(results, tuple) else (results,), strict=True):

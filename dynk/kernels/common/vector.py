@@ -166,6 +166,30 @@ def _write(array: Any, i: Any, step: Any, value: Any, mask: Any) -> None:
 _DTYPE_OF = {STORAGE[name]: name for name in FLOATS}
 
 
+@lowered(vector_llvm.gather, vector_of)
+def gather(array: Any, start: Any, offsets: Any, at: Any, mask: Any) -> Any:
+    """Return for each lane l the element start + offsets[at + l], 0 in the lanes that `mask` excludes."""
+
+    def read(start: Any, at: Any, mask: Any) -> Any:
+        chosen, elements = _pointed(array, start, offsets, at, mask)
+        result = np.zeros(lanes(array), _accumulator(array))
+        result[chosen] = widen(array[elements], _DTYPE_OF[array.dtype])
+        return result
+
+    return _each(read, start, at, mask)
+
+
+@lowered(vector_llvm.scatter, _nothing)
+def scatter(array: Any, start: Any, offsets: Any, at: Any, value: Any, mask: Any) -> None:
+    """Write for each lane l that `mask` includes the element start + offsets[at + l]."""
+
+    def write(start: Any, at: Any, value: Any, mask: Any) -> None:
+        chosen, elements = _pointed(array, start, offsets, at, mask)
+        array[elements] = narrow(value[chosen].astype(np.float64), _DTYPE_OF[array.dtype])
+
+    _each(write, start, at, value, mask)
+
+
 def _accumulator(array: Any) -> type:
     return np.float64 if array.dtype == np.float64 else np.float32
 
@@ -178,9 +202,18 @@ def _chosen(mask: Any, size: Any) -> Any:
 
 def _elements(array: Any, i: Any, step: Any, chosen: Any) -> Any:
     """Return the elements that lanes stand for."""
-    elements = i + step * chosen
-    if elements.size and not 0 <= elements[0] <= elements[-1] < array.size:
-        msg = f"vector: elements {elements[0]} to {elements[-1]} of an array of {array.size}"
+    return _checked(array, i + step * chosen)
+
+
+def _pointed(array: Any, start: Any, offsets: Any, at: Any, mask: Any) -> tuple[Any, Any]:
+    """Return the lanes of a mask and the elements that their offsets stand for."""
+    chosen = _chosen(mask, lanes(array))
+    return chosen, _checked(array, start + offsets[at + chosen])
+
+
+def _checked(array: Any, elements: Any) -> Any:
+    if elements.size and not 0 <= elements.min() <= elements.max() < array.size:
+        msg = f"vector: elements {elements.min()} to {elements.max()} of an array of {array.size}"
         raise IndexError(msg)
     return elements
 
@@ -274,6 +307,13 @@ def dot(a: Any, b: Any, c: Any) -> Any:
     for k, product in enumerate(zip(a, b, strict=True)):
         sums[k // share] = fma(*product, sums[k // share])
     return tuple(sums)
+
+
+@lowered(vector_llvm.outer, lambda a, b, c: c, packed=True)
+def outer(a: Any, b: Any, c: Any) -> Any:
+    """Return pack c plus the products of every vector of pack a with every vector of pack b, row by row."""
+    pairs = [(one, other) for one in a for other in b]
+    return tuple(fma(*pair, total) for pair, total in zip(pairs, c, strict=True))
 
 
 @lowered(vector_llvm.total, lambda a: a.dtype)

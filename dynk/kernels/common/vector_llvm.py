@@ -301,6 +301,45 @@ def store_where(context: Any, builder: Any, kinds: Any, values: Any) -> None:
             _call(builder, scatter, ir.VoidType(), [stored, pointers, *rest])
 
 
+def gather(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    array, (*_, mask) = kinds[0], values
+    kind, name, align = _storage(array)
+    rest = [_i32(align), _bits(builder, mask, kind.count), ir.Constant(kind, None)]
+    pointers = _pointed(context, builder, kinds, values[:4], mask)
+    return _widened(
+        builder, array, _call(builder, f"llvm.masked.gather.{name}.v{kind.count}p0", kind, [pointers, *rest])
+    )
+
+
+def scatter(context: Any, builder: Any, kinds: Any, values: Any) -> None:
+    array, (*_, value, mask) = kinds[0], values
+    kind, name, align = _storage(array)
+    pointers = _pointed(context, builder, kinds, values[:4], mask)
+    rest = [pointers, _i32(align), _bits(builder, mask, kind.count)]
+    stored = _narrowed(builder, array, value)
+    _call(builder, f"llvm.masked.scatter.{name}.v{kind.count}p0", ir.VoidType(), [stored, *rest])
+
+
+def _pointed(context: Any, builder: Any, kinds: Any, values: Any, mask: Any) -> Any:
+    """Return a vector of pointers to the elements at start + offsets[at + lane]."""
+    array, offsets, (data, start, table, at) = kinds[0], kinds[2], values
+    count = vector_of(array).lanes
+    one, every = ir.Constant(_WORD, 1), _lanes_of(count)
+    _check(context, builder, offsets, table, at, one, every)
+    words = ir.VectorType(_WORD, count)
+    place = builder.bitcast(_pointer(context, builder, offsets, table, at), words.as_pointer())
+    steps = builder.load(place, align=8)
+    if config.BOUNDSCHECK:
+        for lane in range(count):
+            element = builder.add(start, builder.extract_element(steps, _i32(lane)))
+            own = builder.and_(builder.lshr(mask, ir.Constant(_WORD, lane)), one)
+            _check(context, builder, array, data, element, one, own)
+    first = _pointer(context, builder, array, data, start)
+    step_bytes = builder.mul(steps, _integers([array.dtype.bitwidth // 8] * count, 64))
+    addresses = builder.add(_spread(builder, builder.ptrtoint(first, _WORD), count), step_bytes)
+    return builder.inttoptr(addresses, ir.VectorType(first.type, count))
+
+
 # ---- arithmetic ------------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +398,20 @@ def dot(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     for k in range(size):
         product = [builder.extract_value(a, k), builder.extract_value(b, k), sums[k * count // size]]
         sums[k * count // size] = fma(context, builder, kinds, product)
+    return context.make_tuple(builder, kinds[2], sums)
+
+
+def outer(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    a, b, c = values
+    width = kinds[1].count
+    sums = []
+    for k in range(kinds[2].count):
+        product = [
+            builder.extract_value(a, k // width),
+            builder.extract_value(b, k % width),
+            builder.extract_value(c, k),
+        ]
+        sums.append(fma(context, builder, kinds, product))
     return context.make_tuple(builder, kinds[2], sums)
 
 

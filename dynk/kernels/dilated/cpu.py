@@ -1,0 +1,83 @@
+"""The family's kernels on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from dynk.kernels.common.compile import kernel
+from dynk.kernels.common.numeric import accumulators
+from dynk.kernels.dilated.cpu_depthwise import (
+    depthwise_shares,
+    depthwise_task,
+    depthwise_tasks,
+    depthwise_weight_task,
+    depthwise_weight_tasks,
+)
+from dynk.kernels.dilated.cpu_forward import forward_task, forward_tasks
+from dynk.kernels.dilated.cpu_grad_columns import grad_shares_task, grad_x_task, grad_x_tasks, is_depthwise
+from dynk.kernels.dilated.cpu_grad_weight import (
+    add_shares_task,
+    grad_bias_task,
+    grad_weight_task,
+    grad_weight_tasks,
+    shares_of,
+)
+from dynk.kernels.dilated.cpu_gumbel import gumbel_softmax_backward, gumbel_softmax_forward
+from dynk.kernels.dilated.cpu_tiles import ceil_div, dilation_geometry, tile_pixels
+
+__all__ = [
+    "adaptive_dilation_conv2d_backward",
+    "adaptive_dilation_conv2d_forward",
+    "gumbel_softmax_backward",
+    "gumbel_softmax_forward",
+]
+
+
+@kernel
+def adaptive_dilation_conv2d_forward(  # type: ignore[no-untyped-def]
+    x, weight, dilation_weights, bias, out, geometry, reals
+):
+    """PAD Eq. 1."""
+    g = dilation_geometry(geometry)
+    like = accumulators(x, 0)
+    if is_depthwise(g):
+        for task in prange(depthwise_tasks(like, g)):
+            depthwise_task(np.int64(task), x, weight, dilation_weights, bias, out, like, geometry)
+    else:
+        for task in prange(forward_tasks(like, g)):
+            forward_task(np.int64(task), x, weight, dilation_weights, bias, out, like, geometry)
+
+
+@kernel
+def adaptive_dilation_conv2d_backward(  # type: ignore[no-untyped-def]
+    grad_out, x, weight, dilation_weights, bias,
+    grad_x, grad_weight, grad_dilation_weights, grad_bias, geometry, reals,
+):  # fmt: skip
+    """Gradients of `adaptive_dilation_conv2d_forward`; an output of size 0 is not wanted."""
+    g = dilation_geometry(geometry)
+    like = accumulators(x, 0)
+    if grad_x.size > 0:
+        for task in prange(grad_x_tasks(g)):
+            grad_x_task(np.int64(task), grad_out, weight, dilation_weights, grad_x, like, geometry)
+    if grad_dilation_weights.size > 0:
+        for task in prange(g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like))):
+            grad_shares_task(
+                np.int64(task), grad_out, x, weight, dilation_weights, grad_dilation_weights, like, geometry
+            )
+    if grad_weight.size > 0:
+        shares = depthwise_shares(like, g) if is_depthwise(g) else shares_of(like, g)
+        partials = accumulators(like, shares * grad_weight.size if shares > 1 else 0)
+        if is_depthwise(g):
+            for task in prange(depthwise_weight_tasks(like, g)):
+                depthwise_weight_task(
+                    np.int64(task), grad_out, x, dilation_weights, partials, grad_weight, like, geometry
+                )
+        else:
+            for task in prange(grad_weight_tasks(like, g)):
+                grad_weight_task(np.int64(task), grad_out, x, dilation_weights, partials, grad_weight, like, geometry)
+        for o in prange(g.O if shares > 1 else 0):
+            add_shares_task(np.int64(o), partials, shares, grad_weight, geometry)
+    if grad_bias.size > 0:
+        for o in prange(g.O):
+            grad_bias_task(np.int64(o), grad_out, grad_bias, like, geometry)

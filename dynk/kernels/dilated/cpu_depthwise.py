@@ -1,0 +1,165 @@
+"""Depth-wise adaptive dilation on the CPU: each channel is convolved by itself, so there is no product of matrices.
+
+Columns are those of the dense operator, of a block of channels at a time. What multiplies them is one number of the
+weights for each tap and output: sums stay in vectors of pixels.
+"""
+
+from __future__ import annotations
+
+from dynk.kernels.common import vector
+from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.numeric import accumulators, store
+from dynk.kernels.dilated.cpu_columns import form_columns, place
+from dynk.kernels.dilated.cpu_products import CHAIN, add_to, padded
+from dynk.kernels.dilated.cpu_tiles import (
+    PANELS,
+    VECTORS,
+    ceil_div,
+    dilation_geometry,
+    seen_by_tap,
+    tile_of,
+    tile_pixels,
+)
+
+TERMS = 144  # rows of columns that are formed at once, about
+TASKS = 32  # tasks that are worth while
+
+
+@inlined
+def _block(g):  # type: ignore[no-untyped-def]
+    """Return how many channels' columns are formed at once."""
+    return min(g.C, max(1, TERMS // (g.kh * g.kw)))
+
+
+@inlined
+def _parts(like, g):  # type: ignore[no-untyped-def]
+    """Return among how many tasks the channels of a tile are shared out."""
+    tiles = g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like))
+    return min(ceil_div(TASKS, tiles), ceil_div(g.C, _block(g)))
+
+
+@inlined
+def depthwise_tasks(like, g):  # type: ignore[no-untyped-def]
+    return g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like)) * _parts(like, g)
+
+
+@embedded
+def depthwise_task(task, x, weight, dilation_weights, bias, out, like, geometry):  # type: ignore[no-untyped-def]
+    """Make a tile of some channels of the output."""
+    g = dilation_geometry(geometry)
+    tiles, taps, parts, block = ceil_div(g.Ho * g.Wo, tile_pixels(like)), g.kh * g.kw, _parts(like, g), _block(g)
+    first, n = task // parts % tiles * tile_pixels(like), task // parts // tiles
+    tile = tile_of(n, first, g.Ho * g.Wo, 0, g.H, dilation_weights, like, geometry)
+    masks = seen_by_tap(tile, g)
+    columns = accumulators(like, tile_pixels(like) * block * taps)
+    end = g.C * (task % parts + 1) // parts
+    for c in range(g.C * (task % parts) // parts, end, block):
+        count = min(block, end - c)
+        form_columns(tile, x, c, count, columns, VECTORS, g)
+        for k in range(count):
+            for o in range((c + k) * (g.O // g.C), (c + k + 1) * (g.O // g.C)):
+                for v in range(tile.vectors):
+                    _output(n, o, v, first, columns, k, count, weight, bias, masks, tile.vectors, out, g)
+
+
+@embedded
+def _output(n, o, v, first, columns, k, count, weight, bias, masks, vectors, out, g):  # type: ignore[no-untyped-def]
+    """Write a vector of an output channel: the products of channel k's columns with a kernel."""
+    size, plane, taps = vector.lanes(columns), g.Ho * g.Wo, g.kh * g.kw
+    at = place(k * taps, v, count * taps, VECTORS, columns)
+    total = vector.zeros(columns, 0)
+    for start in range(0, taps, CHAIN):
+        chain = vector.zeros(columns, 0)
+        for t in range(start, min(start + CHAIN, taps)):
+            column = vector.load(columns, at + t * VECTORS * size)
+            products = vector.fma(vector.broadcast(weight, o * taps + t), column, chain)
+            chain = vector.where(masks[t * vectors + v], products, chain)
+        total = vector.add(chain, total)
+    if g.has_bias != 0:
+        total = vector.add(vector.broadcast(bias, o), total)
+    here = first + v * size
+    vector.store_where(out, (n * g.O + o) * plane + here, 1, total, vector.between(0, plane - here))
+
+
+@inlined
+def form_depthwise_grad_columns(tile, grad_out, weight, channel, count, columns, g):  # type: ignore[no-untyped-def]
+    """Form the gradient of the columns of some channels, as `form_grad_columns` does."""
+    size, taps, many = vector.lanes(columns), g.kh * g.kw, g.O // g.C
+    rows = padded(count * taps)
+    for c in range(count):
+        for v in range(tile.vectors):
+            to = place(c * taps, v, rows, VECTORS, columns)
+            mask = vector.between(0, tile.pixels - v * size)
+            for o in range((channel + c) * many, (channel + c + 1) * many):
+                grad = vector.load_where(grad_out, (tile.n * g.O + o) * g.Ho * g.Wo + tile.first + v * size, 1, mask)
+                for t in range(taps):
+                    here = to + t * VECTORS * size
+                    product = vector.mul(vector.broadcast(weight, o * taps + t), grad)
+                    if o > (channel + c) * many:
+                        product = vector.add(vector.load(columns, here), product)
+                    vector.store(columns, here, product)
+
+
+# ---- the gradient of the weights -------------------------------------------------------------------------------------
+
+
+@inlined
+def depthwise_shares(like, g):  # type: ignore[no-untyped-def]
+    """Return among how many tasks the tiles of all images are shared out."""
+    tiles = g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like))
+    return max(1, min(tiles, ceil_div(TASKS, ceil_div(g.C, _block(g)))))
+
+
+@inlined
+def depthwise_weight_tasks(like, g):  # type: ignore[no-untyped-def]
+    return ceil_div(g.C, _block(g)) * depthwise_shares(like, g)
+
+
+@embedded
+def depthwise_weight_task(  # type: ignore[no-untyped-def]
+    task, grad_out, x, dilation_weights, partials, grad_weight, like, geometry
+):
+    """Write a share's sum for a block of channels, as `grad_weight_task` does."""
+    g = dilation_geometry(geometry)
+    size, tiles, taps = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like)), g.kh * g.kw
+    block, many, shares = _block(g), g.O // g.C, depthwise_shares(like, g)
+    blocks = ceil_div(g.C, block)
+    c, share = task % blocks * block, task // blocks
+    count = min(block, g.C - c)
+    columns = accumulators(like, tile_pixels(like) * count * taps)
+    recent = accumulators(like, count * many * taps * size)
+    total = accumulators(like, recent.size)
+    for k in range(g.N * tiles * share // shares, g.N * tiles * (share + 1) // shares):
+        tile = tile_of(k // tiles, k % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, dilation_weights, like, geometry)
+        form_columns(tile, x, c, count, columns, PANELS * VECTORS, g)
+        masks = seen_by_tap(tile, g)
+        start = (tile.n * g.O + c * many) * g.Ho * g.Wo + tile.first
+        for o in range(count * many):
+            at = o // many * taps * PANELS * VECTORS * size
+            _sum_products(
+                grad_out, start + o * g.Ho * g.Wo, tile.pixels, columns, at, masks, recent, o * taps * size, g
+            )
+        if k % CHAIN == CHAIN - 1:
+            add_to(total, recent)
+    add_to(total, recent)
+    for k in range(count * many * taps):
+        to, value = c * many * taps + k, vector.total(vector.load(total, k * size))
+        if shares == 1:
+            store(grad_weight, to, value)
+        else:
+            store(partials, share * grad_weight.size + to, value)
+
+
+@inlined
+def _sum_products(grad_out, start, pixels, columns, at, masks, sums, to, g):  # type: ignore[no-untyped-def]
+    """Add the products of one channel of grad_out with the columns of each tap, where it is read."""
+    size, taps = vector.lanes(columns), g.kh * g.kw
+    vectors = ceil_div(pixels, size)
+    for t in range(taps):
+        total = vector.load(sums, to + t * size)
+        chain = vector.zeros(columns, 0)
+        for v in range(vectors):
+            grad = vector.load_where(grad_out, start + v * size, 1, vector.between(0, pixels - v * size))
+            column = vector.load(columns, at + (t * PANELS * VECTORS + v) * size)
+            chain = vector.where(masks[t * vectors + v], vector.fma(grad, column, chain), chain)
+        vector.store(sums, to + t * size, vector.add(chain, total))

@@ -1,0 +1,249 @@
+"""Gradients of the columns on the CPU, and what is made of them: the gradients of the image and of the dilations.
+
+The gradient of a tile's columns is one more product, of the transposed weights with grad_out; it is formed for a block
+of channels at a time. Each of its numbers goes to one pixel for each dilation: a task of the image's gradient owns a
+block of channels, or a band of rows of them, goes through all tiles that read it, and adds in their order.
+"""
+
+from __future__ import annotations
+
+from dynk.kernels.common import vector
+from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.numeric import accumulators, fill
+from dynk.kernels.dilated.cpu_columns import place
+from dynk.kernels.dilated.cpu_depthwise import form_depthwise_grad_columns
+from dynk.kernels.dilated.cpu_products import CHAIN, ROWS, load_rows, multiply, padded
+from dynk.kernels.dilated.cpu_tiles import (
+    VECTORS,
+    ceil_div,
+    dilation_geometry,
+    everywhere,
+    masks_of,
+    starts_of,
+    tap_row,
+    tile_of,
+    tile_pixels,
+)
+
+OUTS = 256  # output channels that are summed over at once
+TERMS = 144  # rows of columns whose gradient is formed at once, about
+PLANES = 2**19  # numbers of the image's gradient that a task holds, at most, but for a single row of a single channel
+
+
+@inlined
+def is_depthwise(g):  # type: ignore[no-untyped-def]
+    """Return whether each channel is convolved by itself; blocks of channels then take no heed of groups."""
+    return g.groups == g.C
+
+
+@inlined
+def _groups(g):  # type: ignore[no-untyped-def]
+    """Return the number of groups that blocks of channels must not cross."""
+    return 1 if is_depthwise(g) else g.groups
+
+
+@inlined
+def grad_block(channels, taps):  # type: ignore[no-untyped-def]
+    """Return how many channels' gradients are formed at once."""
+    return min(channels, 32, ceil_div(TERMS, taps))
+
+
+@inlined
+def weights_size(block, like, g):  # type: ignore[no-untyped-def]
+    return 0 if is_depthwise(g) else min(OUTS, g.O // g.groups) * block * g.kh * g.kw + vector.lanes(like)
+
+
+@inlined
+def grads_size(like, g):  # type: ignore[no-untyped-def]
+    return 0 if is_depthwise(g) else tile_pixels(like) * min(OUTS, g.O // g.groups)
+
+
+@inlined
+def form_grad_columns(  # type: ignore[no-untyped-def]
+    tile, grad_out, weight, group, c, count, weights, grads, columns, new_weights, new_grads, g
+):
+    """Form the gradient of the columns of `count` channels from channel c of a group on; of all, where depth-wise.
+
+    Unless they are new, `weights` and `grads` hold what the last call copied, where that was all of them.
+    """
+    if is_depthwise(g):
+        form_depthwise_grad_columns(tile, grad_out, weight, c, count, columns, g)
+        return
+    taps, outs, width = g.kh * g.kw, g.O // g.groups, VECTORS * vector.lanes(columns)
+    rows, masks = count * taps, everywhere(VECTORS)
+    fill(columns, 0)
+    for first in range(0, outs, OUTS):
+        many, o = min(OUTS, outs - first), group * outs + first
+        if new_weights or outs > OUTS:
+            load_rows(weight, (o * (g.C // g.groups) + c) * taps, g.C // g.groups * taps, many, rows, weights)
+        if new_grads or outs > OUTS:
+            _load_grads(tile, grad_out, o, many, grads, g)
+        for v in range(0, tile.vectors, VECTORS):
+            for row in range(0, rows, ROWS):
+                multiply(
+                    weights, row, 1, rows, grads, place(0, v, many, VECTORS, grads), width, many,
+                    min(VECTORS, tile.vectors - v), masks, 0, columns,
+                    place(row, v, padded(rows), VECTORS, columns), width,
+                )  # fmt: skip
+
+
+@inlined
+def _load_grads(tile, grad_out, o, outs, grads, g):  # type: ignore[no-untyped-def]
+    """Copy grad_out of some output channels to panels."""
+    size = vector.lanes(grads)
+    for row in range(outs):
+        start = (tile.n * g.O + o + row) * g.Ho * g.Wo + tile.first
+        for v in range(tile.vectors):
+            values = vector.load_where(grad_out, start + v * size, 1, vector.between(0, tile.pixels - v * size))
+            vector.store(grads, place(row, v, outs, VECTORS, grads), values)
+
+
+# ---- the gradient of the image ---------------------------------------------------------------------------------------
+
+
+@inlined
+def _sets(g):  # type: ignore[no-untyped-def]
+    """Return how many sums a pixel has: taps of dilations are shared out among them, no more than CHAIN to each."""
+    return ceil_div(g.D * g.kh * g.kw, CHAIN)
+
+
+@inlined
+def _block_and_rows(g):  # type: ignore[no-untyped-def]
+    """Return the channels and the rows of a task of the image's gradient."""
+    block = grad_block(g.C // _groups(g), g.kh * g.kw)
+    if block >= 16 and _sets(g) * block * g.H * g.W > PLANES:
+        block = block // 2  # longer bands are worth more than longer blocks
+    block = min(block, max(1, PLANES // (_sets(g) * g.W)))
+    return block, min(g.H, max(1, PLANES // (_sets(g) * block * g.W)))
+
+
+@inlined
+def grad_x_tasks(g):  # type: ignore[no-untyped-def]
+    block, rows = _block_and_rows(g)
+    return g.N * _groups(g) * ceil_div(g.C // _groups(g), block) * ceil_div(g.H, rows)
+
+
+@embedded
+def grad_x_task(task, grad_out, weight, dilation_weights, grad_x, like, geometry):  # type: ignore[no-untyped-def]
+    g = dilation_geometry(geometry)
+    channels, taps = g.C // _groups(g), g.kh * g.kw
+    block, rows = _block_and_rows(g)
+    bands, blocks = ceil_div(g.H, rows), ceil_div(channels, block)
+    first_row, c = task % bands * rows, task // bands % blocks * block
+    group, n = task // bands // blocks % _groups(g), task // bands // blocks // _groups(g)
+    end_row, count = min(g.H, first_row + rows), min(block, channels - c)
+    band = (end_row - first_row) * g.W
+    planes = accumulators(like, _sets(g) * count * band)
+    columns = accumulators(like, tile_pixels(like) * padded(count * taps))
+    weights, grads = accumulators(like, weights_size(count, like, g)), accumulators(like, grads_size(like, g))
+    first, end = _readers(first_row, end_row, geometry)
+    for pixel in range(first, end, tile_pixels(like)):
+        tile = tile_of(n, pixel, end, first_row, end_row, dilation_weights, like, geometry)
+        form_grad_columns(tile, grad_out, weight, group, c, count, weights, grads, columns, pixel == first, True, g)
+        for v in range(tile.vectors):
+            for k in range(taps * g.D):
+                _spread(tile, v, k // g.D, k % g.D, columns, count, planes, k // CHAIN, first_row, band, g)
+    _write_planes(planes, count, band, grad_x, ((n * g.C + group * channels + c) * g.H + first_row) * g.W, g)
+
+
+@inlined
+def _readers(first_row, end_row, geometry):  # type: ignore[no-untyped-def]
+    """Return the first pixel whose taps may be in some rows of the image, and the end of these pixels."""
+    g = dilation_geometry(geometry)
+    above, below = 0, 0
+    for d in range(g.D):
+        above, below = min(above, tap_row(0, d, geometry)), max(below, tap_row(g.kh - 1, d, geometry))
+    first = max(0, ceil_div(first_row - below, g.stride_h))
+    end = min(g.Ho, ceil_div(end_row - above, g.stride_h))
+    return first * g.Wo, end * g.Wo
+
+
+@inlined
+def _spread(tile, v, tap, d, columns, count, planes, which, first_row, band, g):  # type: ignore[no-untyped-def]
+    """Add the share of dilation d in the gradient of a tap to the pixels that it read."""
+    size, taps = vector.lanes(columns), g.kh * g.kw
+    (mask,) = masks_of(tile, v, tap // g.kw, tap % g.kw, (d,), g)
+    if mask == 0:
+        return
+    (start,) = starts_of(tile, which * count * band - first_row * g.W, v, tap // g.kw, tap % g.kw, (d,), columns, g)
+    share = vector.load(tile.shares, (v * g.D + d) * size)
+    flat, anchors = tile.flat, tile.anchors
+    for c in range(count):
+        grad = vector.load(columns, place(c * taps + tap, v, padded(count * taps), VECTORS, columns))
+        to = start + c * band
+        if flat:
+            total = vector.fma(share, grad, vector.load_where(planes, to, 1, mask))
+            vector.store_where(planes, to, 1, total, mask)
+        else:
+            total = vector.fma(share, grad, vector.gather(planes, to, anchors, v * size, mask))
+            vector.scatter(planes, to, anchors, v * size, total, mask)
+
+
+@inlined
+def _write_planes(planes, count, band, grad_x, to, g):  # type: ignore[no-untyped-def]
+    """Write the sums of a band of some channels, which start at `to` of the gradient."""
+    size = vector.lanes(planes)
+    for c in range(count):
+        for k in range(0, band, size):
+            mask = vector.between(0, band - k)
+            total = vector.load_where(planes, c * band + k, 1, mask)
+            for which in range(1, _sets(g)):
+                total = vector.add(vector.load_where(planes, (which * count + c) * band + k, 1, mask), total)
+            vector.store_where(grad_x, to + c * g.H * g.W + k, 1, total, mask)
+
+
+# ---- the gradient of the dilations' weights --------------------------------------------------------------------------
+
+
+@embedded
+def grad_shares_task(  # type: ignore[no-untyped-def]
+    task, grad_out, x, weight, dilation_weights, grad_dilation_weights, like, geometry
+):
+    """Sum over all channels and taps at the pixels of a tile."""
+    g = dilation_geometry(geometry)
+    size, tiles = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like))
+    channels, taps = g.C // _groups(g), g.kh * g.kw
+    block, n = grad_block(channels, taps), task // tiles
+    tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, dilation_weights, like, geometry)
+    columns = accumulators(like, tile_pixels(like) * padded(block * taps))
+    weights, grads = accumulators(like, weights_size(block, like, g)), accumulators(like, grads_size(like, g))
+    sums = accumulators(like, tile.vectors * g.D * size)
+    for group in range(_groups(g)):
+        for c in range(0, channels, block):
+            count = min(block, channels - c)
+            form_grad_columns(tile, grad_out, weight, group, c, count, weights, grads, columns, True, c == 0, g)
+            for v in range(tile.vectors):
+                d = 0
+                while d + 3 <= g.D:
+                    _add_shares(tile, v, x, group * channels + c, count, columns, sums, (d, d + 1, d + 2), g)
+                    d += 3
+                while d < g.D:
+                    _add_shares(tile, v, x, group * channels + c, count, columns, sums, (d,), g)
+                    d += 1
+    for v in range(tile.vectors):
+        for d in range(g.D):
+            to = (n * g.D + d) * g.Ho * g.Wo + tile.first + v * size
+            total = vector.load(sums, (v * g.D + d) * size)
+            vector.store_where(grad_dilation_weights, to, 1, total, vector.between(0, tile.pixels - v * size))
+
+
+@inlined
+def _add_shares(tile, v, x, channel, count, columns, sums, dilations, g):  # type: ignore[no-untyped-def]
+    """Add the products of some channels' columns and their gradients, for some dilations."""
+    size, plane, taps = vector.lanes(columns), g.H * g.W, g.kh * g.kw
+    total = vector.zeros(columns, dilations)
+    flat, anchors = tile.flat, tile.anchors
+    for tap in range(taps):
+        masks = masks_of(tile, v, tap // g.kw, tap % g.kw, dilations, g)
+        starts = starts_of(tile, (tile.n * g.C + channel) * plane, v, tap // g.kw, tap % g.kw, dilations, columns, g)
+        chain = vector.zeros(columns, dilations)
+        for c in range(count):
+            grad = vector.load(columns, place(c * taps + tap, v, padded(count * taps), VECTORS, columns))
+            if flat:
+                values = vector.load_where(x, vector.shift(starts, c * plane), 1, masks)
+            else:
+                values = vector.gather(x, vector.shift(starts, c * plane), anchors, v * size, masks)
+            chain = vector.where(masks, vector.fma(grad, values, chain), chain)
+        total = vector.add(chain, total)
+    here = vector.spaced(v * g.D * size, size, dilations)
+    vector.store(sums, here, vector.add(vector.load(sums, here), total))

@@ -1,0 +1,179 @@
+"""Gradients of the weights and the bias on the CPU: sums over all pixels.
+
+A task of the weights' gradient takes a block of channels and goes through a share of the tiles of all images. In its
+product the columns are read number by number and grad_out, transposed, is read in panels of output channels. How tiles
+are shared out depends on the shape alone.
+"""
+
+from __future__ import annotations
+
+from dynk.kernels.common import vector
+from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.numeric import accumulators, load, store
+from dynk.kernels.dilated.cpu_columns import form_columns, place
+from dynk.kernels.dilated.cpu_forward import block_of
+from dynk.kernels.dilated.cpu_products import CHAIN, ROWS, add_to, multiply, padded
+from dynk.kernels.dilated.cpu_tiles import (
+    PANELS,
+    VECTORS,
+    ceil_div,
+    dilation_geometry,
+    everywhere,
+    seen,
+    tile_of,
+    tile_pixels,
+)
+
+OUTS = 256  # output channels of a task, at most
+TASKS = 32  # tasks that are worth while
+PARTIALS = 2**20  # numbers of all partial sums together, at most, where there are several of a gradient
+
+
+@inlined
+def shares_of(like, g):  # type: ignore[no-untyped-def]
+    """Return among how many tasks the tiles of all images are shared out."""
+    size = g.O * (g.C // g.groups) * g.kh * g.kw
+    tiles = g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like))
+    return max(1, min(tiles, min(ceil_div(TASKS, _blocks(g)), PARTIALS // size)))
+
+
+@inlined
+def _blocks(g):  # type: ignore[no-untyped-def]
+    """Return the number of blocks of channels that the gradient has."""
+    channels = g.C // g.groups
+    return g.groups * ceil_div(channels, block_of(channels, g.kh * g.kw)) * ceil_div(g.O // g.groups, OUTS)
+
+
+@inlined
+def grad_weight_tasks(like, g):  # type: ignore[no-untyped-def]
+    return _blocks(g) * shares_of(like, g)
+
+
+@embedded
+def grad_weight_task(  # type: ignore[no-untyped-def]
+    task, grad_out, x, dilation_weights, partials, grad_weight, like, geometry
+):
+    """Write a share's sum for a block of channels: to the gradient, or to that of its share where there are several."""
+    g = dilation_geometry(geometry)
+    size, tiles, shares = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like)), shares_of(like, g)
+    outs, channels, taps = g.O // g.groups, g.C // g.groups, g.kh * g.kw
+    block, share = block_of(channels, taps), task // _blocks(g)
+    part = task % _blocks(g)
+    blocks, out_blocks = ceil_div(channels, block), ceil_div(outs, OUTS)
+    c, first = part % blocks * block, part // blocks % out_blocks * OUTS
+    group = part // blocks // out_blocks
+    count, many = min(block, channels - c), min(OUTS, outs - first)
+    vectors = ceil_div(many, size)
+    rows, panels = padded(count) * taps, ceil_div(vectors, VECTORS)
+    columns = accumulators(like, tile_pixels(like) * rows)
+    grads = accumulators(like, panels * VECTORS * size * tile_pixels(like))
+    kept = accumulators(like, grads.size)
+    recent = accumulators(like, panels * VECTORS * size * rows)
+    total = accumulators(like, recent.size)
+    for k in range(g.N * tiles * share // shares, g.N * tiles * (share + 1) // shares):
+        tile = tile_of(k // tiles, k % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, dilation_weights, like, geometry)
+        form_columns(tile, x, group * channels + c, count, columns, PANELS * VECTORS, g)
+        finite = _transpose(tile, grad_out, group * outs + first, many, grads, g)
+        _multiply_columns(tile, columns, count, grads, kept, finite, vectors, recent, rows, g)
+        if k % CHAIN == CHAIN - 1:
+            add_to(total, recent)
+    add_to(total, recent)
+    for o in range(many):
+        to = ((group * outs + first + o) * channels + c) * taps
+        for k in range(count * taps):
+            value = load(total, place(k, o // size, rows, VECTORS, total) + o % size)
+            if shares == 1:
+                store(grad_weight, to + k, value)
+            else:
+                store(partials, share * grad_weight.size + to + k, value)
+
+
+@embedded
+def _multiply_columns(  # type: ignore[no-untyped-def]
+    tile, columns, count, grads, kept, finite, vectors, sums, rows, g
+):
+    """Add the products of columns and grad_out.
+
+    Where a tap is not read its column is 0. That is enough for finite gradients; others are multiplied tap by tap, and
+    are 0 themselves where the tap is not read.
+    """
+    size, taps = vector.lanes(columns), g.kh * g.kw
+    width, panel, masks = PANELS * VECTORS * size, VECTORS * size, everywhere(VECTORS)
+    if finite:
+        for v in range(0, vectors, VECTORS):
+            for row in range(0, count * taps, ROWS):
+                multiply(
+                    columns, row * width, width, 1, grads, place(0, v, width, VECTORS, grads), panel, tile.pixels,
+                    min(VECTORS, vectors - v), masks, 0, sums, place(row, v, rows, VECTORS, sums), panel,
+                )  # fmt: skip
+        return
+    for t in range(taps):
+        _keep_seen(tile, t, grads, kept, vectors, g)
+        for v in range(0, vectors, VECTORS):
+            for row in range(0, count, ROWS):
+                k = row * taps + t
+                multiply(
+                    columns, k * width, taps * width, 1, kept, place(0, v, width, VECTORS, kept), panel, tile.pixels,
+                    min(VECTORS, vectors - v), masks, 0, sums, place(k, v, rows, VECTORS, sums), taps * panel,
+                )  # fmt: skip
+
+
+@inlined
+def _keep_seen(tile, t, grads, kept, vectors, g):  # type: ignore[no-untyped-def]
+    """Copy transposed gradients, but 0 for the pixels at which a tap is not read."""
+    size = vector.lanes(grads)
+    for pixel in range(tile.pixels):
+        mask = seen(tile, pixel // size, t // g.kw, t % g.kw, g)
+        for v in range(vectors):
+            here = place(pixel, v, PANELS * VECTORS * size, VECTORS, grads)
+            values = vector.zeros(grads, 0)
+            if mask >> pixel % size & 1:
+                values = vector.load(grads, here)
+            vector.store(kept, here, values)
+
+
+@inlined
+def _transpose(tile, grad_out, o, outs, grads, g):  # type: ignore[no-untyped-def]
+    """Copy grad_out of some output channels to panels, pixel by pixel; return whether all are finite."""
+    size, plane = vector.lanes(grads), g.Ho * g.Wo
+    zero = vector.zeros(grads, 0)
+    check = zero
+    for v in range(ceil_div(outs, size)):
+        start = (tile.n * g.O + o + v * size) * plane + tile.first
+        mask = vector.between(0, outs - v * size)
+        for pixel in range(tile.pixels):
+            values = vector.load_where(grad_out, start + pixel, plane, mask)
+            check = vector.fma(values, zero, check)  # 0 unless a value is not finite
+            vector.store(grads, place(pixel, v, PANELS * VECTORS * size, VECTORS, grads), values)
+    return vector.total(check) == 0
+
+
+@inlined
+def add_shares_task(o, partials, shares, grad_weight, geometry):  # type: ignore[no-untyped-def]
+    """Add up the shares of the gradient of one output channel's weights."""
+    g = dilation_geometry(geometry)
+    terms = g.C // g.groups * g.kh * g.kw
+    for k in range(o * terms, (o + 1) * terms):
+        total = load(partials, k)
+        for share in range(1, shares):
+            total += load(partials, share * grad_weight.size + k)
+        store(grad_weight, k, total)
+
+
+@inlined
+def grad_bias_task(o, grad_out, grad_bias, like, geometry):  # type: ignore[no-untyped-def]
+    """Sum grad_out of an output channel: chains of vectors, sums of chains, and the sum of these."""
+    g = dilation_geometry(geometry)
+    size, plane = vector.lanes(like), g.Ho * g.Wo
+    chain = some = total = vector.zeros(like, 0)
+    terms = 0
+    for n in range(g.N):
+        for k in range(0, plane, size):
+            mask = vector.between(0, plane - k)
+            chain = vector.add(vector.load_where(grad_out, (n * g.O + o) * plane + k, 1, mask), chain)
+            terms += 1
+            if terms % CHAIN == 0:
+                some, chain = vector.add(chain, some), vector.zeros(like, 0)
+            if terms % (CHAIN * CHAIN) == 0:
+                total, some = vector.add(some, total), vector.zeros(like, 0)
+    store(grad_bias, o, vector.total(vector.add(total, vector.add(some, chain))))

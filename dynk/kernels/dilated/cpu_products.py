@@ -1,0 +1,93 @@
+"""Products of matrices, of which one is read number by number and the other in panels of VECTORS vectors.
+
+A product takes ROWS rows of the one and a panel of the other, so that each number loaded serves several sums. Chains of
+CHAIN products are summed in registers, then merged.
+"""
+
+from __future__ import annotations
+
+from dynk.kernels.common import vector
+from dynk.kernels.common.compile import inlined
+from dynk.kernels.dilated.cpu_tiles import VECTORS, ceil_div
+
+ROWS = 8
+CHAIN = 64
+
+_EIGHT = (0, 1, 2, 3, 4, 5, 6, 7)
+_THREE = (0, 1, 2)
+_COLUMN_OF_ALL, _COLUMN_OF_EIGHT = _THREE * ROWS, (0,) * ROWS
+_ROW_OF_ALL = tuple(k // VECTORS for k in range(ROWS * VECTORS))
+
+
+@inlined
+def padded(rows):  # type: ignore[no-untyped-def]
+    """Return the number of rows that products of all of them take."""
+    return ceil_div(rows, ROWS) * ROWS
+
+
+@inlined
+def multiply(  # type: ignore[no-untyped-def]
+    a, at, row_step, step, b, b_at, b_step, terms, vectors, masks, mask_at, sums, to, sum_step
+):
+    """Add the products of ROWS rows of a with up to VECTORS vectors of b to as many sums, where masks say so.
+
+    Term q of row r is a[at + r * row_step + q * step] * b[b_at + q * b_step ...]; its sums start at to + r * sum_step.
+    """
+    if vectors == VECTORS:
+        _multiply(
+            a, at, row_step, step, b, b_at, b_step, terms, masks, mask_at, sums, to, sum_step,
+            _THREE, _COLUMN_OF_ALL, _ROW_OF_ALL,
+        )  # fmt: skip
+    else:
+        for v in range(vectors):
+            shift = v * vector.lanes(b)
+            _multiply(
+                a, at, row_step, step, b, b_at + shift, b_step, terms, masks, mask_at + v, sums, to + shift, sum_step,
+                (0,), _COLUMN_OF_EIGHT, _EIGHT,
+            )  # fmt: skip
+
+
+@inlined
+def _multiply(  # type: ignore[no-untyped-def]
+    a, at, row_step, step, b, b_at, b_step, terms, masks, mask_at, sums, to, sum_step, columns, column_of, row_of
+):
+    size = vector.lanes(b)
+    rows, panel = vector.spaced(at, row_step, _EIGHT), vector.spaced(b_at, size, columns)
+    total = vector.zeros(b, row_of)
+    for first in range(0, terms, CHAIN):
+        chain = vector.zeros(b, row_of)
+        for q in range(first, min(first + CHAIN, terms)):
+            factors = vector.broadcast(a, vector.shift(rows, q * step))
+            chain = vector.outer(factors, vector.load(b, vector.shift(panel, q * b_step)), chain)
+        total = vector.add(chain, total)
+    here = vector.spaced(vector.spaced(to, size, column_of), sum_step, row_of)
+    before = vector.load(sums, here)
+    which = vector.pick(masks, vector.shift(column_of, mask_at))
+    vector.store(sums, here, vector.where(which, vector.add(before, total), before))
+
+
+@inlined
+def load_rows(array, start, row_step, rows, count, to):  # type: ignore[no-untyped-def]
+    """Copy `rows` runs of `count` numbers to rows that follow each other, and return whether all are finite.
+
+    Up to a vector behind the last row is written too.
+    """
+    size = vector.lanes(to)
+    zero = vector.zeros(to, 0)
+    check = zero
+    for row in range(rows):
+        for k in range(0, count, size):
+            values = vector.load_where(array, start + row * row_step + k, 1, vector.between(0, count - k))
+            check = vector.fma(values, zero, check)  # 0 unless a value is not finite
+            vector.store(to, row * count + k, values)
+    return vector.total(check) == 0
+
+
+@inlined
+def add_to(sums, more):  # type: ignore[no-untyped-def]
+    """Add an array of sums to another, and clear it."""
+    size = vector.lanes(sums)
+    zero = vector.zeros(sums, 0)
+    for k in range(0, sums.size, size):
+        vector.store(sums, k, vector.add(vector.load(sums, k), vector.load(more, k)))
+        vector.store(more, k, zero)
