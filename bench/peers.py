@@ -99,7 +99,10 @@ def _torch_eager(problem: Problem, formula: Callable[..., Any]) -> Call:
     if problem.direction == "forward":
         return Call(lambda _: (formula(*tensors),))
     names = problem.case.op.arrays
-    tensors = [t.detach().requires_grad_() if n in problem.results else t for n, t in zip(names, tensors, strict=True)]
+    tensors = [
+        t.detach().requires_grad_() if t is not None and name in problem.results else t
+        for name, t in zip(names, tensors, strict=True)
+    ]
     given = [t for t in tensors if t is not None and t.requires_grad]
     grad_out = tensor(problem.grad_out, problem.device)
     return Call(lambda out: torch.autograd.grad(out, given, grad_out), lambda: formula(*tensors))
