@@ -22,7 +22,7 @@ from dynk.testing import Call, assert_close, strategies
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 import dynk_jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-from dynk_jax import _apply, functional  # noqa: E402
+from dynk_jax import _apply, _decoupled, _dilated, _sampled  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
 
 each_dtype = pytest.mark.parametrize("dtype", FLOATS)
@@ -77,8 +77,11 @@ def test_kernels_run_without_the_interpreter() -> None:
     assert "callback" not in lowered
 
 
-def test_examples_in_docstrings() -> None:
-    assert doctest.testmod(functional).failed == 0
+@pytest.mark.parametrize("module", [_decoupled, _dilated, _sampled], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module: Any) -> None:
+    results = doctest.testmod(module)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------

@@ -72,21 +72,30 @@ __device__ __forceinline__ void multiply(Acc (&total)[EACH][EACH], Strips<Acc>& 
     fold(merged, total);
 }
 
-// Calls visit(row, column, sum) for each sum of a thread, rows and columns counted within the tile.
-template <typename Acc, typename Visit>
-__device__ __forceinline__ void each_sum(const Acc (&total)[EACH][EACH], Visit visit) {
-#pragma unroll
-    for (int r = 0; r < EACH; ++r) {
-#pragma unroll
-        for (int c = 0; c < EACH; ++c) {
-            visit(int(threadIdx.x / SIDE * EACH + r), int(threadIdx.x % SIDE * EACH + c), total[r][c]);
-        }
-    }
-}
-
 template <typename Acc>
 __device__ __forceinline__ bool is_finite(Acc value) {
     return value - value == 0;
+}
+
+// Calls visit(row, column, sum, false) for each sum of a thread that is finite, rows and columns counted within the tile,
+// and then visit(row, column, 0, true) for the others: so the code that forms a sum again is there once.
+template <typename Acc, typename Visit>
+__device__ __forceinline__ void each_sum(const Acc (&total)[EACH][EACH], Visit visit) {
+    const int first_row = threadIdx.x / SIDE * EACH, first_column = threadIdx.x % SIDE * EACH;
+    unsigned again = 0;
+#pragma unroll
+    for (int k = 0; k < EACH * EACH; ++k) {
+        const Acc sum = total[k / EACH][k % EACH];
+        if (is_finite(sum)) {
+            visit(first_row + k / EACH, first_column + k % EACH, sum, false);
+        } else {
+            again |= 1u << k;
+        }
+    }
+#pragma unroll 1
+    for (int k = 0; k < EACH * EACH; ++k) {
+        if (again >> k & 1) visit(first_row + k / EACH, first_column + k % EACH, Acc(0), true);
+    }
 }
 
 // The tile of a block: strips of columns run fastest, then strips of rows, then groups, then parts.
@@ -133,11 +142,11 @@ __global__ void __launch_bounds__(THREADS, 1)
                 number < pixels && k < depth ? pixel.column(g, planes + c * g.H * g.W, i, t - i * g.kw, seen) : Acc(0);
         }
     });
-    each_sum(total, [&](int row, int column, Acc sum) {
+    each_sum(total, [&](int row, int column, Acc sum, bool again) {
         const Index in_group = tile.row + row, its_number = tile.column + column;
         if (in_group >= g.outputs() || its_number >= pixels) return;
         const Index o = tile.group * g.outputs() + in_group, n = its_number / g.pixels();
-        if (!is_finite(sum)) sum = output_of(g, x, weight, Pixel<T, Index>(g, choices, its_number), o);
+        if (again) sum = output_of(g, x, weight, Pixel<T, Index>(g, choices, its_number), o);
         if (g.has_bias) sum += load(bias + o);
         store(out + (n * g.O + o) * g.pixels() + its_number - n * g.pixels(), sum);
     });
@@ -173,11 +182,11 @@ __global__ void __launch_bounds__(THREADS, 1)
                 number < pixels && k < depth ? source.column(g, choices, planes + o * g.pixels(), i, t - i * g.kw) : Acc(0);
         }
     });
-    each_sum(total, [&](int row, int column, Acc sum) {
+    each_sum(total, [&](int row, int column, Acc sum, bool again) {
         const Index in_group = tile.row + row, its_number = tile.column + column;
         if (in_group >= g.inputs() || its_number >= pixels) return;
         const Index c = tile.group * g.inputs() + in_group, n = its_number / plane;
-        if (!is_finite(sum)) sum = grad_x_of(g, choices, grad_out, weight, Source<T, Index>(g, its_number), c);
+        if (again) sum = grad_x_of(g, choices, grad_out, weight, Source<T, Index>(g, its_number), c);
         store(grad_x + (n * g.C + c) * plane + its_number - n * plane, sum);
     });
 }
@@ -212,11 +221,11 @@ __global__ void __launch_bounds__(THREADS, 1)
                 k < filter && number < end ? pixel.column(g, planes + c * g.H * g.W, i, t - i * g.kw, seen) : Acc(0);
         }
     });
-    each_sum(total, [&](int row, int column, Acc sum) {
+    each_sum(total, [&](int row, int column, Acc sum, bool again) {
         const Index in_group = tile.row + row, k = tile.column + column;
         if (in_group >= g.outputs() || k >= filter) return;
         const Index o = tile.group * g.outputs() + in_group;
-        if (!is_finite(sum)) sum = grad_weight_of<1>(g, choices, grad_out, x, o, k, begin, end);
+        if (again) sum = grad_weight_of<1>(g, choices, grad_out, x, o, k, begin, end);
         store(out + (tile.part * g.O + o) * filter + k, sum);
     });
 }
