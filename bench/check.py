@@ -52,7 +52,7 @@ def _windows(problem: Problem, rng: np.random.Generator) -> Iterator[Window]:
 
 
 def _expected(problem: Problem, window: Window) -> Iterator[Expected]:
-    call = testing.Call(problem.case.op, window.arrays, problem.case.options)
+    call = testing.Call(problem.case.op, window.arrays, {**problem.case.options, **window.options})
     if problem.direction == "forward":
         parts = {"out": call.expected_forward()}
     else:

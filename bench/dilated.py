@@ -49,6 +49,9 @@ def windows(problem: Problem, rng: np.random.Generator) -> Iterator[Window]:
         o, c = (slice(k, k + 2) for k in (int(rng.integers(grad_out.shape[1] - 1)), int(rng.integers(x.shape[1] - 1))))
         arrays = x[:, c], weight[o, c], shares, bias
         yield Window(arrays, grad_out[:, o], {"weight": ((o, c), ...)})
+    else:  # depth-wise
+        c = slice(k := int(rng.integers(groups - 1)), k + 2)
+        yield Window((x[:, c], weight[c], shares, bias), grad_out[:, c], {"weight": (c, ...)}, {"groups": 2})
     reach = kh // 2 * max(problem.case.options["dilations"])
     n = int(rng.integers(x.shape[0]))
     sample = slice(n, n + 1)

@@ -105,12 +105,13 @@ class Problem:
 class Window:
     """A smaller problem, some of whose results are those of the whole.
 
-    `results` maps a result's name to where it stands in the whole and in the window.
+    `results` maps a result's name to where it stands in the whole and in the window; `options` are those that differ.
     """
 
     arrays: Arrays
     grad_out: Any
     results: dict[str, tuple[Any, Any]]
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
