@@ -1,4 +1,7 @@
-"""Cases of `adaptive_dilation_conv2d`, and its peers: a convolution for each dilation, weighted pixel by pixel."""
+"""Cases of `adaptive_dilation_conv2d`, and its peers: a convolution for each dilation, weighted pixel by pixel.
+
+And of `gumbel_softmax`, which has no peers, since every library draws other noise: PyTorch's is a yardstick.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ CASES = [
     _case("mixture", 2, 256, 256, 56, 56),
     _case("hard selection", 2, 256, 256, 56, 56, hard=True),
     _case("depth-wise", 8, 192, 192, 28, 28, 192),
+    Case("gumbel_softmax", "shares of dilations", "2x3x200x300", ((2, 3, 200, 300), (1,)), indices={"seed": 1 << 40}),
 ]
 
 
@@ -35,6 +39,8 @@ def operations(case: Case, direction: str) -> int:
 
     Those of one convolution, and of the mixture of its columns; a gradient takes as many for each of three arguments.
     """
+    if case.operator == "gumbel_softmax":  # two logarithms, an exponential, sum and quotient; the generator's are none
+        return int(np.prod(case.plan.out_shape)) * 8
     (n, c, h, w), (o, per_group, kh, kw), *_ = (shape for shape in case.shapes if shape is not None)
     products = n * h * w * kh * kw * (o * per_group + c * len(case.options["dilations"]))
     return 2 * products * (1 if direction == "forward" else 3)
@@ -90,22 +96,34 @@ def _jax_convolution(x: Any, weight: Any, dilation: int, groups: int) -> Any:
     return lax.conv_general_dilated(x, weight, (1, 1), padding, rhs_dilation=step, feature_group_count=groups)
 
 
-TORCH = {"adaptive_dilation_conv2d": {"a convolution for each dilation": partial(_mixed, _torch_convolution)}}
-JAX = {"adaptive_dilation_conv2d": {"a convolution for each dilation": partial(_mixed, _jax_convolution)}}
+TORCH: dict[str, dict[str, Any]] = {
+    "adaptive_dilation_conv2d": {"a convolution for each dilation": partial(_mixed, _torch_convolution)},
+    "gumbel_softmax": {},
+}
+JAX: dict[str, dict[str, Any]] = {
+    "adaptive_dilation_conv2d": {"a convolution for each dilation": partial(_mixed, _jax_convolution)},
+    "gumbel_softmax": {},
+}
 
 
 # ---- yardsticks ------------------------------------------------------------------------------------------------------
 
 
 def yardsticks(problem: Problem) -> list[Contender]:
-    """Return PyTorch's convolution of a single dilation."""
+    """Return PyTorch's convolution of a single dilation, and its own draw."""
     import torch
+    from torch.nn import functional
 
-    x, weight = (tensor(a, problem.device) for a in problem.arrays[:2])
-    grad, groups = tensor(problem.grad_out, problem.device), problem.case.options["groups"]
-    if problem.direction == "forward":
-        call = Call(lambda _: (_torch_convolution(x, weight, 1, groups),))
+    grad = tensor(problem.grad_out, problem.device)
+    if problem.case.operator == "gumbel_softmax":
+        name, given = "PyTorch gumbel_softmax", [tensor(problem.arrays[0], problem.device)]
+        formula = partial(functional.gumbel_softmax, dim=1)
     else:
-        given = [t.detach().requires_grad_() for t in (x, weight)]
-        call = Call(lambda out: torch.autograd.grad(out, given, grad), lambda: _torch_convolution(*given, 1, groups))
-    return [Contender("one PyTorch convolution", {"": call}, yardstick=True)]
+        name, given = "one PyTorch convolution", [tensor(a, problem.device) for a in problem.arrays[:2]]
+        formula = partial(_torch_convolution, dilation=1, groups=problem.case.options["groups"])
+    if problem.direction == "forward":
+        call = Call(lambda _: (formula(*given),))
+    else:
+        leaves = [t.detach().requires_grad_() for t in given]
+        call = Call(lambda out: torch.autograd.grad(out, leaves, grad), lambda: formula(*leaves))
+    return [Contender(name, {"": call}, yardstick=True)]

@@ -71,6 +71,8 @@ def _present(results: tuple[Any, ...]) -> tuple[Any, ...]:
 def peers(problem: Problem) -> list[Contender]:
     """Return what a user of PyTorch or JAX has today, and the family's yardsticks."""
     family, operator = problem.case.family, problem.case.operator
+    if not family.TORCH[operator]:
+        return list(family.yardsticks(problem))
     found = [
         Contender("PyTorch eager", _each(problem, family.TORCH[operator], _torch_eager)),
         Contender("torch.compile", _each(problem, family.TORCH[operator], _torch_compiled)),
