@@ -39,6 +39,8 @@ Limit = tuple[float, float]  # of the processor's time, and by the clock
 _OPERATORS, _FAMILIES, _CUDA = "tests/test_operators.py", "tests/test_decoupled.py", "tests/test_cuda_c.py"
 _COMMON, _TILED = "tests/test_cuda_common.py", "tests/test_cuda_tiles.py"
 _SAMPLED, _CUDA_SAMPLED = "tests/test_sampled.py", "tests/test_cuda_sampled.py"
+_DILATED, _CUDA_DILATED = "tests/test_dilated.py", "tests/test_cuda_dilated.py"
+_GUMBEL, _CUDA_GUMBEL = "tests/test_gumbel_softmax.py", "tests/test_cuda_gumbel.py"
 _NORM_TESTS = (
     "deviation or equal_taps or huge or offset or axes or broadcast or parameters or side_by_side or dimensions"
 )
@@ -63,6 +65,12 @@ _CPU_DYNAMIC = _cpu(
     "dynamic_filter", "smoke", _SAMPLED, "not ls_dfn and not attention", "several_chains", "mean or max"
 )
 _CPU_SAMPLES = _cpu("ls_dfn", "equal and reference", _SAMPLED, "not dynamic_filter", "several_chains", "mean or max")
+_CPU_DILATION = _cpu("adaptive_dilation", "smoke", _DILATED, "not library", "several_chains", "True")
+_CPU_DRAWS: tuple[Selection, ...] = (
+    (_OPERATORS, "-k", "smoke and cpu-float32 and gumbel"),
+    (_GUMBEL, "-k", "(cpu-float32 or choice or uniforms) and not torch and not jax"),
+    (_OPERATORS, "-k", "equal and reference and (cpu-float32 or cpu-float64) and gumbel"),
+)
 _SOME_FILTERS = "filters_equal and (float32 or float16)"
 _FILTERS: tuple[Selection, ...] = (
     (_CUDA, "-k", "own_group or pixels or channels"),
@@ -88,6 +96,13 @@ _SAMPLES: tuple[Selection, ...] = (
     (_CUDA_SAMPLED, "-k", "reference"),
     (_CUDA_SAMPLED, "-k", "order or 64_bit or read_by"),
 )
+_DILATION: tuple[Selection, ...] = (
+    (_CUDA_DILATED, "-k", "kernel_sizes or groups_and_strides or outputs_decide"),
+    (_CUDA_DILATED, "-k", "several_tiles or staged or skipped or no_dilation or parts"),
+    (_CUDA_DILATED, "-k", "needed or order or 64_bit or index_width"),
+    (_CUDA_DILATED, "-k", "reference"),
+)
+_DRAWS: tuple[Selection, ...] = ((_CUDA_GUMBEL, "-k", "not reference"), (_CUDA_GUMBEL, "-k", "reference"))
 # By the end of a source's name: what runs against its mutants, one after the other.
 STAGES: dict[str, tuple[Selection, ...]] = {
     **{f"decoupled/cpu_norm{part}.py": _CPU_NORM for part in ("", "_rows", "_runs", "_vectors")},
@@ -96,6 +111,17 @@ STAGES: dict[str, tuple[Selection, ...]] = {
     "sampled/cpu_rows.py": (*_CPU_DYNAMIC, *_CPU_SAMPLES),
     **{f"decoupled/cpu_{part}.py": _CPU_FILTERS for part in ("products", "sums", "sweep")},
     **{f"sampled/cpu{part}.py": _CPU_SAMPLES for part in ("", "_attention", "_mix", "_products", "_samples")},
+    "dilated/cpu_gumbel.py": _CPU_DRAWS,
+    "dilated/cpu.py": (*_CPU_DILATION, *_CPU_DRAWS),
+    **{
+        f"dilated/cpu_{part}.py": _CPU_DILATION
+        for part in ("columns", "depthwise", "forward", "grad_columns", "grad_weight", "products", "tiles")
+    },
+    "dense.cu": _DILATION,
+    "depthwise.cu": _DILATION,
+    "dilation.cuh": _DILATION,
+    "gumbel_softmax.cu": _DRAWS,
+    "philox.cuh": _DRAWS,
     "kernels.cu": _FILTERS,
     "tiles.cu": _TILES,
     "filter_norm.cu": _NORM,
