@@ -8,6 +8,8 @@ import pytest
 import dynk
 from examples import motion
 
+texture = pytest.importorskip("examples.texture", reason="PyTorch is not installed")
+
 
 @pytest.fixture
 def image() -> motion.Array:
@@ -50,4 +52,27 @@ def test_the_motion_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> Non
     assert motion.main(["--output", str(output), "--steps", "2"]) == 0
     printed = capsys.readouterr().out
     assert all(row in printed for row in ("the last frame again", "s = 1", "s = 7"))
+    assert output.read_bytes().startswith(b"\x89PNG")
+
+
+def test_textures_are_where_their_labels_say() -> None:
+    sources = [np.full((80, 80), value, np.float32) for value in range(6)]
+    pictures = texture.compose(sources, 3, np.random.default_rng(0))
+    np.testing.assert_array_equal(pictures.images[:, 0].numpy() // 2, pictures.labels.numpy())
+    assert len(np.unique(pictures.labels)) > 1
+
+
+def test_twins_start_from_the_same_weights() -> None:
+    fixed, adaptive = (texture.make_network(0, adaptive=adaptive) for adaptive in (False, True))
+    for one, other in zip(fixed.layers, adaptive.layers, strict=True):
+        np.testing.assert_array_equal(one.weight.detach(), other.weight.detach())
+
+
+def test_the_texture_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(texture, "TESTS", 4)
+    monkeypatch.setattr(texture, "BATCH", 1)
+    output = tmp_path / "texture.png"
+    assert texture.main(["--output", str(output), "--steps", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert all(row in printed for row in ("dilation 1 everywhere", "a dilation for each pixel"))
     assert output.read_bytes().startswith(b"\x89PNG")

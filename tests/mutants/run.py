@@ -92,7 +92,7 @@ _NORM: tuple[Selection, ...] = (
 _SAMPLES: tuple[Selection, ...] = (
     (_CUDA_SAMPLED, "-k", "absent_arguments or needed"),
     (_CUDA_SAMPLED, "-k", "several and float32 or largest or misaligned or outside"),
-    (_CUDA_SAMPLED, "-k", "several or channels or staged or third_stage"),
+    (_CUDA_SAMPLED, "-k", "several or channels or staged or third_stage and cupy"),
     (_CUDA_SAMPLED, "-k", "reference"),
     (_CUDA_SAMPLED, "-k", "order or 64_bit or read_by"),
 )
