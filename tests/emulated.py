@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 from cuda_emulator import RawModule, fake_cupy
 
@@ -167,3 +168,8 @@ def _dtype(array: Any, dtype: str) -> str:
 
 def _values(storage: Any, dtype: str) -> Any:
     return np.asarray(storage).view(rounded(0.0, dtype).dtype)
+
+
+def emulated_numba() -> list[EmulatedNumba]:
+    """Return the runtime of the Numba CUDA kernels, where Numba compiles: the emulator runs what it makes of them."""
+    return [] if numba.config.DISABLE_JIT else [EmulatedNumba()]

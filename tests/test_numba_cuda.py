@@ -292,7 +292,10 @@ def test_runner_takes_any_layout(op, data):
     call = data.draw(strategies.calls(op, "float32"))
     grad_out = data.draw(strategies.grad_outs(call))
     out = np.full(call.plan.out_shape, np.nan, np.float32)
-    gradients = [None if a is None else np.full(a.shape, np.nan, np.float32) for a in call.arrays]
+    floating = [a is not None and a.dtype.kind == "f" for a in call.arrays]
+    gradients = [
+        np.full(a.shape, np.nan, a.dtype) if wanted else None for a, wanted in zip(call.arrays, floating, strict=True)
+    ]
     inputs = tuple(map(host_view, call.arrays))
     with on_the_host():
         run_numba_cuda.run(op, "forward", call.plan, inputs, (host_view(out),), ("cuda", 0), 0)

@@ -97,12 +97,15 @@ _SAMPLES: tuple[Selection, ...] = (
     (_CUDA_SAMPLED, "-k", "order or 64_bit or read_by"),
 )
 _DILATION: tuple[Selection, ...] = (
-    (_CUDA_DILATED, "-k", "kernel_sizes or groups_and_strides or outputs_decide"),
+    (_CUDA_DILATED, "-k", "kernel_sizes or groups_and_strides"),
     (_CUDA_DILATED, "-k", "several_tiles or staged or skipped or no_dilation or parts"),
     (_CUDA_DILATED, "-k", "needed or order or 64_bit or index_width"),
     (_CUDA_DILATED, "-k", "reference"),
 )
-_DRAWS: tuple[Selection, ...] = ((_CUDA_GUMBEL, "-k", "not reference"), (_CUDA_GUMBEL, "-k", "reference"))
+_DRAWS: tuple[Selection, ...] = (
+    (_CUDA_GUMBEL, "-k", "not (reference or published)"),
+    (_CUDA_GUMBEL, "-k", "reference"),
+)
 # By the end of a source's name: what runs against its mutants, one after the other.
 STAGES: dict[str, tuple[Selection, ...]] = {
     **{f"decoupled/cpu_norm{part}.py": _CPU_NORM for part in ("", "_rows", "_runs", "_vectors")},
