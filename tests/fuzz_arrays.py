@@ -183,7 +183,8 @@ def groups(call: Call) -> str | None:
 
 @relative
 def another_dtype(call: Call) -> str | None:
-    names = call.given()
+    integers = {name for name, array in call.given_arrays.items() if array.dtype.kind != "f"}
+    names = [name for name in call.given() if name not in integers]
     if len(names) < 2:
         return None
     target = call.rng.choice(names)

@@ -38,6 +38,7 @@ class Call:
         self.dtype = rng.choice(FLOATS[: 3 if self.kind != "JAX" and surface != "dynk_jax" else 2])
         entries, options = rng.choice(self.op.samples)
         self.given_arrays = {n: e for n, e in zip(self.op.arrays, entries, strict=True) if isinstance(e, np.ndarray)}
+        entries = tuple(self._rounded(e) if isinstance(e, np.ndarray) else e for e in entries)
         shapes = tuple(entry.shape if isinstance(entry, np.ndarray) else entry for entry in entries)
         self.options: dict[str, Any] = dict(options)
         self.keywords: dict[str, Any] = {}
@@ -80,7 +81,16 @@ class Call:
         self.shapes, self.size = resized, "huge" if size else "empty"
 
     def _rounded(self, array: Any) -> Any:
-        return array.astype(self.dtype) if array.dtype.kind == "f" else array
+        """Return a sample's array as the call has it: JAX keeps integers of 32 bits, in which a seed is two words."""
+        if array.dtype.kind == "f":
+            return array.astype(self.dtype)
+        if array.dtype == np.int64 and "JAX" in (self.kind, self.surface[-3:].upper()):
+            return (
+                np.stack([array, array >> 32], -1).astype(np.int32)
+                if self.op.name == "gumbel_softmax"
+                else array.astype(np.int32)
+            )
+        return array
 
     def _plan(self, shapes: tuple[Any, ...]) -> Plan:
         dtypes = tuple(
@@ -117,8 +127,8 @@ class Call:
     def run(self) -> Any:
         """Make the call."""
         module = {"dynk": dynk, "dynk_torch": dynk_torch, "dynk_jax": dynk_jax}[self.surface]
-        arguments = *self.arrays.values(), {**self.options, **self.keywords}
-        *arrays, options = arguments
+        arrays = [array for name, array in self.arrays.items() if name != "seed"]
+        options = {**self.options, **self.keywords, **{k: a for k, a in self.arrays.items() if k == "seed"}}
         if self.backend is None:
             return getattr(module, self.function)(*arrays, **options)
         with dynk.backend(self.backend):

@@ -170,7 +170,7 @@ def unfit_outputs(call: Call, shape: tuple[int, ...]) -> fuzz_values.Thunks:
         thunks |= fuzz_values.torch_tensors_of_core(torch.zeros(small, dtype=getattr(torch, call.dtype)))
     if call.kind == "DLPack":
         thunks |= fuzz_dlpack.dlpack_producers(read_only)
-    if not call.size:
+    if not call.size and shape:
         thunks["strided"] = lambda: convert(np.zeros((*shape[:-1], 2 * shape[-1]), call.dtype)[..., ::2], call.kind)
         thunks["transposed"] = lambda: convert(np.zeros((*shape[:-1], shape[-1] + 1), call.dtype)[..., 1:], call.kind)
         if call.kind == "NumPy":
@@ -232,11 +232,11 @@ def needs(call: Call) -> str | None:
         return None
     absent = [name for name in call.op.arrays if call.shapes[name] is None]
     first = call.op.arrays[0]
-    wrong = [first, 1, 1.5, [0], [None], ["weight"], [first, "grad_out"], [b"x"], object(), [[first]], {1: first}]
+    wrong = [first, 1, 1.5, [0], [None], ["weigh"], [first, "grad_out"], [b"x"], object(), [[first]], {1: first}]
     wrong += [
         ["\0"],
         fuzz_values.Raising(),
-        (name for name in ("weight",)),
+        (name for name in ("weigh",)),
         itertools.repeat(first),
         itertools.count(),
         np.array([1]),
