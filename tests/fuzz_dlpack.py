@@ -104,8 +104,8 @@ def dlpack_producers(valid: Any) -> Thunks:
         "DLPack integers with huge extents": lambda: Producer(
             lambda **keywords: capsule((*shape[:-1], 1 << 40), code=0)
         ),
-        "DLPack integers, wild strides": lying(code=0, strides=[1 << 61, -(1 << 61)] * 35),
-        "DLPack integers, wild offset": lying(code=0, byte_offset=1 << 63),
+        "DLPack booleans, wild strides": lying(code=6, strides=[1 << 61, -(1 << 61)] * 35),
+        "DLPack booleans, wild offset": lying(code=6, byte_offset=1 << 63),
     }
     devices: dict[str, Any] = {
         "another": (8, 0),

@@ -42,7 +42,7 @@ class Pretender:
 def no_arrays(array: Any) -> Thunks:
     """Return things that no function takes for an array."""
     return {
-        "list": lambda: array[:1].tolist(),
+        "list": lambda: array.reshape(-1)[:1].tolist(),
         "tuple of arrays": lambda: (array,),
         "list of arrays": lambda: [array, array],
         "dict": lambda: {"shape": array.shape, "dtype": array.dtype},
