@@ -27,12 +27,10 @@ from dynk.kernels.common.cuda_launch import (
     sum_partials,
 )
 from dynk.kernels.common.dtypes import ITEMSIZE, accumulator
-from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, DilationGeometry
+from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, WORKSPACE, DilationGeometry, is_depthwise_on_cuda
 
 DENSE, DEPTHWISE = "dense.cu", "depthwise.cu"
-WORKSPACE = 64 << 20  # bytes of partial sums, at most
 TILE, DEPTH = 64, 16  # of a product's block, as the source says
-FEW_OUTPUTS = 4  # of a group that is taken for depth-wise
 SLICES = 8  # threads that share a pixel's channels, at most
 
 
@@ -102,7 +100,7 @@ class _Call:
         self.index = _index(self.g)
         self.pixels = self.g.Ho * self.g.Wo
         self.filter = self.g.C // self.g.groups * self.g.kh * self.g.kw
-        self.depthwise = is_depthwise(self.g)
+        self.depthwise = is_depthwise_on_cuda(self.g)
 
     def launch(self, source: str, name: str, blocks: int, args: tuple[Any, ...], *more: int, out: str = "") -> None:
         """Launch a kernel of one-dimensional blocks, with the geometry and `more` numbers behind its arguments."""
@@ -169,11 +167,6 @@ class _Call:
         """Write the sums over the parts of a gradient, unless it is there already."""
         if out is not gradient:
             sum_partials(self.cuda, DEPTHWISE, self.dtype, out, gradient, size, parts)
-
-
-def is_depthwise(g: DilationGeometry) -> bool:
-    """Return whether groups have one input channel and few outputs."""
-    return g.groups == g.C and g.O // g.groups <= FEW_OUTPUTS
 
 
 def _choices(g: DilationGeometry, dilation_weights: Any) -> tuple[Any, Any, Any]:

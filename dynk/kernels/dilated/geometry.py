@@ -52,6 +52,16 @@ DILATIONS_H = DilationGeometry._fields.index("dilation_h0")
 DILATIONS_W = DilationGeometry._fields.index("dilation_w0")
 
 
+# On CUDA: the most outputs of a group that is taken for depth-wise, and the most bytes of partial sums.
+FEW_OUTPUTS = 4
+WORKSPACE = 64 << 20
+
+
+def is_depthwise_on_cuda(g: DilationGeometry) -> bool:
+    """Return whether groups have one input channel and few outputs, for which the CUDA backends have kernels."""
+    return g.groups == g.C and g.O // g.groups <= FEW_OUTPUTS
+
+
 def steps(dilations: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
     """Return the last fields of the geometry for candidates of (h, w) steps."""
     rows, columns = zip(*dilations, *(((0, 0),) * (MAX_DILATIONS - len(dilations))), strict=True)
