@@ -43,6 +43,7 @@ from dynk.kernels.dilated.numba_cuda_terms import (
     C,
     D,
     H,
+    N,
     O,
     W,
     grad_column,
@@ -180,7 +181,7 @@ def dilation_depthwise_backward_weight_kernel(grad_out, x, choices, partial, g, 
     if chunk < chunks:
         filters = size // g[O]
         o = element // filters
-        numbers = grad_out.size // g[O]
+        numbers = g[N] * g[HO] * g[WO]
         begin = chunk * lanes + lane
         k = element - o * filters
         total = grad_filter(grad_out, x, choices, g, rows, columns, o, k, begin, numbers, chunks * lanes)

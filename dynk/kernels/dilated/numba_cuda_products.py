@@ -22,6 +22,7 @@ from dynk.kernels.dilated.numba_cuda_terms import (
     WO,
     C,
     H,
+    N,
     O,
     W,
     column,
@@ -80,7 +81,7 @@ def dilation_forward_kernel(x, weight, choices, bias, out, g, rows, columns):
     column_strip = cuda.shared.array((DEPTH, COLUMNS), x.dtype)
     zero = x.dtype.type(0)
     pixels = g[HO] * g[WO]
-    numbers = out.size // g[O]
+    numbers = g[N] * pixels
     inputs = g[C] // g[GROUPS]
     outputs = g[O] // g[GROUPS]
     taps = g[KH] * g[KW]
@@ -136,7 +137,7 @@ def dilation_backward_x_kernel(grad_out, weight, choices, grad_x, g, rows, colum
     column_strip = cuda.shared.array((DEPTH, COLUMNS), grad_out.dtype)
     zero = grad_out.dtype.type(0)
     plane = g[H] * g[W]
-    numbers = grad_x.size // g[C]
+    numbers = g[N] * plane
     inputs = g[C] // g[GROUPS]
     outputs = g[O] // g[GROUPS]
     taps = g[KH] * g[KW]
@@ -191,7 +192,7 @@ def dilation_backward_weight_kernel(grad_out, x, choices, partial, g, rows, colu
     column_strip = cuda.shared.array((DEPTH, COLUMNS), x.dtype)
     zero = x.dtype.type(0)
     pixels = g[HO] * g[WO]
-    numbers = grad_out.size // g[O]
+    numbers = g[N] * pixels
     inputs = g[C] // g[GROUPS]
     outputs = g[O] // g[GROUPS]
     taps = g[KH] * g[KW]

@@ -16,7 +16,7 @@ from dynk.kernels.common.numba_cuda_kernels import CHAIN, load
 from dynk.kernels.dilated.geometry import DilationGeometry
 
 _NUMBER = {name: number for number, name in enumerate(DilationGeometry._fields)}
-C, O, H, W = (_NUMBER[name] for name in "COHW")  # noqa: E741 - the contract's name of the output channels
+N, C, O, H, W = (_NUMBER[name] for name in "NCOHW")  # noqa: E741 - the contract's name of the output channels
 KH, KW, HO, WO, D = (_NUMBER[name] for name in ("kh", "kw", "Ho", "Wo", "D"))
 STRIDE_H, STRIDE_W, GROUPS = (_NUMBER[name] for name in ("stride_h", "stride_w", "groups"))
 HARD, HAS_BIAS = (_NUMBER[name] for name in ("hard", "has_bias"))
