@@ -221,8 +221,9 @@ class _Call:
         in_block = g.C // g.Gd
         places = entries = carried = listed = None
         if g.has_data:
-            places = self.cuda.workspace(LISTS // 8, "int32")
-            entries = self.cuda.workspace(LISTS // 8, "int32")
+            units, cells = cut.images * cut.blocks, (cut.rows + 1) * (g.W + 1)
+            places = self.cuda.workspace(min(LISTS // 8, units * cells * self.taps), "int32")
+            entries = self.cuda.workspace(units * self.taps * cut.pixels, "int32")
         if cut.pixels < self.pixels:
             carried = self.cuda.workspace(cut.channels * cut.rows * g.W, accumulator(self.dtype))
         for listing, first_channel in self.steps(cut):

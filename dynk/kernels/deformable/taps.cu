@@ -158,14 +158,11 @@ __global__ void __launch_bounds__(256, 1)
         const Index entry = first + lane;
         const Index cell = entry < end ? cell_of(operands, listing, n, block, entry) : Index(-1);
         const unsigned peers = __match_any_sync(0xffffffffu, cell);
-        const int before = __popc(peers & ((1u << lane) - 1));
+        const int leader = __ffs(int(peers)) - 1;
         int next = 0;
-        if (cell >= 0) {
-            next = place[cell];
-            if (LIST) list[next + before] = int(entry);
-        }
-        __syncwarp();
-        if (cell >= 0 && before == 0) place[cell] = next + __popc(peers);
+        if (cell >= 0 && lane == leader) next = atomicAdd(place + cell, __popc(peers));  // of this warp alone: in order
+        next = __shfl_sync(0xffffffffu, next, leader);
+        if (LIST && cell >= 0) list[next + __popc(peers & ((1u << lane) - 1))] = int(entry);
         __syncwarp();
     }
 }
