@@ -120,6 +120,57 @@ def test_which_calls_are_depthwise(outputs: int) -> None:
 
 
 @emulation
+@pytest.mark.parametrize("dtype", list(cuda_launch.ELEMENT))
+@pytest.mark.parametrize("moves", ["kernel", "kernel data mask", "kernel mask"])
+@pytest.mark.parametrize("boundary", ["clip", "zeros"])
+def test_scopes_in_shared_memory(dtype: str, moves: str, boundary: str) -> None:
+    """Several blocks of outputs, of offsets and of pixels, the last of each with a rest."""
+    call = call_of(dtype, (2, 70, 5, 7), 70, groups=70, moves=moves, kernel_boundary=boundary, reach=2.0)
+    assert in_shared_memory(check(call)) == ["forward", "backward_weight"]
+    call = call_of(dtype, (1, 36, 6, 7), 72, groups=36, moves=moves, kernel_boundary=boundary, Gk=2, Gd=3, k=(2, 3))
+    assert in_shared_memory(check(call)) == ["forward", "backward_weight"]
+
+
+@emulation
+@pytest.mark.parametrize("k", [(1, 1), (5, 5), (7, 9), (8, 8), (13, 5)])
+@pytest.mark.parametrize("scope", [(2, 2), (5, 7), (9, 9), (11, 12), (30, 31)])
+def test_what_fits_shared_memory(k: tuple[int, int], scope: tuple[int, int]) -> None:
+    """As many taps at a time, and as many outputs, as fit; more than 64 taps or 128 positions take other kernels."""
+    call = call_of("float32", (1, 9, 13, 9), 9, k=k, scope=scope, moves="kernel data mask", groups=9, padding=4)
+    forward, backward = k != (13, 5) and scope != (30, 31), k != (13, 5) and scope[0] < 9
+    names = ["forward"] * forward + ["backward_weight"] * backward
+    assert in_shared_memory(check(call)) == names
+
+
+@emulation
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("boundary", ["clip", "zeros"])
+def test_scopes_in_shared_memory_skip_what_no_tap_reads(bad: float, boundary: str) -> None:
+    """What lies beyond the scope, outside the image or in the next output's filter is no factor of anything."""
+    call = call_of("float32", (1, 8, 5, 6), 8, groups=8, kernel_boundary=boundary, reach=2.0)
+    arrays = [array.copy() for array in call.arrays]
+    arrays[1][3] = arrays[0][0, 5] = bad
+    arrays[4][0, 0, 1, 1, 2:4] = bad
+    arrays[2][0, 0, 0, 0, :, 0] = bad
+    call = call.with_arrays(*arrays)
+    grad_out = normal("float32", *call.plan.out_shape)
+    grad_out[0, 6, 2] = bad
+    assert in_shared_memory(check(call, grad_out)) == ["forward", "backward_weight"]
+
+
+@emulation
+def test_sums_of_scopes_in_shared_memory_are_staged() -> None:
+    check(call_of("float32", (1, 8, 60, 60), 8, k=(1, 1), scope=(2, 2), moves="kernel", groups=8, padding=0))
+    check(call_of("float32", (1, 1, 90, 90), 1, k=(2, 2), scope=(1, 1), moves="kernel", groups=1))
+
+
+def in_shared_memory(cuda: EmulatedCupy) -> list[str]:
+    """Return the kernels of scopes in shared memory that were launched."""
+    prefix = "deform_scope_"
+    return [name.removeprefix(prefix).partition("<")[0] for name in cuda.launched if name.startswith(prefix)]
+
+
+@emulation
 def test_long_sums_are_staged() -> None:
     check(call_of("float32", (1, 300, 3, 4), 2, moves="kernel"))
     check(call_of("float32", (1, 130, 3, 4), 130, groups=130))

@@ -1,7 +1,7 @@
 """Launches the CUDA C kernels of `deformable_conv2d`.
 
-Convolutions whose groups have one input channel take the kernels of `depthwise.cu`, all others are matrix products with
-columns in the workspace (`dense.cu`); the gradients of single taps are of both (`taps.cu`). Kernels, grids and how a call
+Convolutions whose groups have one input channel take the kernels of `scope.cu` or `depthwise.cu`, all others are matrix
+products with columns in the workspace (`dense.cu`); the gradients of single taps are of both (`taps.cu`). Kernels, grids and how a call
 is cut into parts depend on shapes alone, so that the same call gives the same bits on every device.
 """
 
@@ -26,6 +26,7 @@ from dynk.kernels.common.cuda_launch import (
     sum_partials,
 )
 from dynk.kernels.common.dtypes import ITEMSIZE, accumulator
+from dynk.kernels.deformable import cupy_raw_scope
 from dynk.kernels.deformable.geometry import FAR, WORKSPACE, DeformGeometry
 
 DENSE, DEPTHWISE, TAPS = "dense.cu", "depthwise.cu", "taps.cu"
@@ -52,8 +53,7 @@ def deformable_conv2d_forward(
     g = call.g
     points = kernel_offset, data_offset, mask
     if call.depthwise:
-        blocks = divide_up(g.N * g.O * call.pixels, THREADS)
-        call.launch(DEPTHWISE, "deform_depthwise_forward", blocks, (x, weight, *points, bias, out))
+        call.depthwise_forward((x, weight, *points, bias, out))
         return
     for part in call.parts():
         columns = call.columns(part, (x, *points))
@@ -322,7 +322,7 @@ class _Call:
         filters = g.C // g.groups * self.scope
         size = g.O * filters
         if self.depthwise:
-            self.by_warps("deform_depthwise_backward_weight", args, gradient, size)
+            self.depthwise_backward_weight(args, gradient)
             return
         pixel_parts = list(self.parts())
         tiles = self.tiles(g.O // g.groups, filters)
@@ -339,6 +339,32 @@ class _Call:
         if out is not gradient:
             sum_partials(self.cuda, DEPTHWISE, self.dtype, out, gradient, size, count)
 
+    # ---- depth-wise --------------------------------------------------------------------------------------------------
+
+    def depthwise_forward(self, args: tuple[Any, ...]) -> None:
+        g = self.g
+        fast = cupy_raw_scope.forward(g, self.dtype, self.index)
+        if fast is None:
+            self.launch(DEPTHWISE, "deform_depthwise_forward", divide_up(g.N * g.O * self.pixels, THREADS), args)
+            return
+        tiles = g.N * divide_up(self.pixels, cupy_raw_scope.PIXELS)
+        args = *args, *self.numbers(fast.blocking)
+        self.cuda.launch(cupy_raw_scope.SOURCE, fast.expression, (fast.blocks * tiles,), (fast.threads,), args, fast.shared)
+
+    def depthwise_backward_weight(self, args: tuple[Any, ...], gradient: Any) -> None:
+        g, size = self.g, self.g.O * self.scope
+        fast = cupy_raw_scope.backward_weight(g, self.dtype, self.index)
+        if fast is None:
+            self.by_warps("deform_depthwise_backward_weight", args, gradient, size)
+            return
+        tiles = g.N * divide_up(self.pixels, cupy_raw_scope.PIXELS)
+        parts = self.split(tiles, divide_up(BUSY, fast.blocks * fast.threads), size, 2)
+        out = self.cuda.workspace(parts * size, accumulator(self.dtype))
+        args = *args, out, *self.numbers(fast.blocking, parts)
+        grid = (fast.blocks * parts,)
+        self.cuda.launch(cupy_raw_scope.SOURCE, fast.expression, grid, (fast.threads,), args, fast.shared)
+        sum_partials(self.cuda, DEPTHWISE, self.dtype, out, gradient, size, parts)
+
     def by_warps(self, name: str, args: tuple[Any, ...], gradient: Any, size: int) -> None:
         """Write a gradient of so many elements of which warps sum the parts."""
         pixels = self.g.N * self.pixels
@@ -350,9 +376,9 @@ class _Call:
         self.launch(DEPTHWISE, name, blocks, (*args, out), segment, count)
         sum_partials(self.cuda, DEPTHWISE, self.dtype, out, gradient, size, count)
 
-    def split(self, pixels: int, wanted: int, size: int, least: int) -> int:
-        """Return how many parts a sum over pixels has, of a gradient of so many elements."""
-        return max(1, min(wanted, divide_up(pixels, least), PARTIAL // (size * self.size)))
+    def split(self, terms: int, wanted: int, size: int, least: int) -> int:
+        """Return how many parts, of at least `least` terms, a sum has that is a gradient of so many elements."""
+        return max(1, min(wanted, divide_up(terms, least), PARTIAL // (size * self.size)))
 
 
 def _index(g: DeformGeometry) -> Any:
@@ -377,7 +403,8 @@ _OF_TAPS = ("deform_backward_data", "deform_backward_kernel", "deform_backward_x
 
 def instantiations() -> list[tuple[str, str]]:
     """Return (source, name expression) of every kernel that the launch functions can ask for."""
-    found = [(TAPS, f"deform_places<{index}>") for index in INDEX.values()]
+    found = cupy_raw_scope.instantiations()
+    found += [(TAPS, f"deform_places<{index}>") for index in INDEX.values()]
     for dtype, element in ELEMENT.items():
         for index in INDEX.values():
             types = f"{element}, {index}"
