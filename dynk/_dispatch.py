@@ -212,10 +212,9 @@ def backward(
     for i, (needed, given) in enumerate(zip(wanted, given_grads, strict=True)):
         if needed and given is None:
             outputs[i], memories[i] = kind.allocate(shapes[i + 1] or (), plan.dtype, device)
-    filled = tuple(None if view is None or 0 in view.shape else view for view in outputs)
-    if any(view is not None for view in filled):
+    if any(view is not None and 0 not in view.shape for view in outputs):
         inputs = tuple(map(compact, views))
-        runner.run(op, "backward", plan, inputs, filled, device, kind.stream(device))
+        runner.run(op, "backward", plan, inputs, tuple(outputs), device, kind.stream(device))
     return tuple(
         memory if memory is None or memory is given else kind.finish(memory, plan.dtype, grad_out)
         for memory, given in zip(memories, given_grads, strict=True)

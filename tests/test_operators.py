@@ -130,8 +130,7 @@ def test_only_needed_gradients_are_computed(lane: Lane, op: Operator, data: st.D
         assert (gradient is not None) == (name in needs)
         assert gradient is None or bits(gradient) == bits(want)
     asked = [view is not None for _, _, _, _, outputs, *_ in (c.args for c in run.call_args_list) for view in outputs]
-    filled = [name in needs and array.size > 0 for name, array in zip(op.arrays, call.arrays, strict=True)]
-    assert asked in ([], filled)
+    assert asked in ([], [name in needs for name in op.arrays])
 
 
 @each_operator_on_each_lane
