@@ -1,9 +1,9 @@
 """How the effective receptive field of LS-DFN grows: with its samples, layer by layer, and by training.
 
-A network of three LS-DFN layers tells photographs of brick, grass and gravel apart, pixel by pixel. Each pixel's filters
-and attention are predicted from this pixel alone, so that nothing but the sampling widens the field. Networks of one,
-three and five samples per side are trained from three seeds each. What a pixel of the output sees is measured by one
-pass of the gradient back to the picture, whose mean distance from this pixel is the radius of the field.
+A network of three LS-DFN layers tells photographs of brick, grass and gravel apart, pixel by pixel. Filters and
+attention of a pixel are predicted from this pixel alone, so that nothing but the sampling widens the field. Networks of
+one, three and five samples per side are trained from three seeds each. What a pixel of the output sees is measured by
+one pass of the gradient back to the picture, whose mean distance from this pixel is the radius of the field.
 
     python examples/erf_growth.py    # wants dynk[demo]; prints tables and draws erf_growth.png
 """

@@ -89,10 +89,9 @@ def test_a_network_of_ddf_has_no_more_weights_than_its_twins() -> None:
     assert twins[0] < own <= twins[1]
 
 
-def test_digits_lie_anywhere_in_their_pictures(monkeypatch) -> None:
-    monkeypatch.setattr(ddf_net, "NOISE", 0)
+def test_digits_lie_anywhere_in_their_pictures() -> None:
     digits = np.arange(1, 3 * 64 + 1, dtype=np.float32).reshape(3, 8, 8)
-    pictures = ddf_net.placed(digits, np.random.default_rng(0)).numpy()[:, 0]
+    pictures = ddf_net.placed(digits, 0, np.random.default_rng(0)).numpy()[:, 0]
     np.testing.assert_array_equal(pictures[pictures > 0], digits.ravel())
     assert len({int(picture.argmax()) for picture in pictures}) == 3
 

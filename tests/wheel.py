@@ -1,7 +1,4 @@
-"""Builds dynk as it is published and tries the wheel where there is nothing but NumPy and Numba.
-
-    python tests/wheel.py    # wants dynk[package]; `make wheel-test`
-"""
+"""Builds dynk as it is published and tries the wheel where there is nothing but NumPy and Numba: `make wheel-test`."""
 
 from __future__ import annotations
 
@@ -63,9 +60,10 @@ def check_wheel(wheel: Path) -> None:
 
 def check_sdist(sdist: Path) -> None:
     """Raise if the source distribution lacks what is tracked, or holds what a build or a run left behind."""
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
-    expected = {name for name in listed if name and not name.startswith(".ci/")} | {"PKG-INFO"}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    expected = {name for name in tracked if not name.startswith(".ci/")} | {"PKG-INFO"}
     if names != expected:
         msg = f"{sdist.name}: missing {sorted(expected - names)}, should not be there {sorted(names - expected)}"
         raise SystemExit(msg)

@@ -74,7 +74,8 @@ def _ddf(rng: np.random.Generator) -> Figure:
     spatial = dynk.filter_norm(rng.standard_normal((1, 1, 3, 3, SIZE, SIZE)), axes=(2, 3))
     channel = dynk.filter_norm(rng.standard_normal((1, 1, 3, 3)), axes=(2, 3))
     figure, panels = _panels(["spatial filter\nof this pixel", "channel filter", "mul: their product", "reads"])
-    for axes, values in zip(panels, (own := spatial[0, 0, :, :, *AT], channel[0, 0], own * channel[0, 0]), strict=False):
+    own = spatial[0, 0, :, :, *AT]
+    for axes, values in zip(panels[:3], (own, channel[0, 0], own * channel[0, 0]), strict=True):
         _show(axes, values, numbers=True)
     grad = dynk.ddf_backward(_one_hot(x.shape, AT), x, spatial, channel, needs=["x"])
     _show(panels[3], grad.x[0, 0], [AT])
