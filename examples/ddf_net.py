@@ -1,8 +1,8 @@
 """A network of decoupled dynamic filters beside convolutional ones of no fewer weights, on small handwritten digits.
 
 The digits are the 8 x 8 ones that scikit-learn brings along, put somewhere in a larger picture, clean or noisy. Three
-networks learn to read them: of residual blocks 1x1 - 3x3 - 1x1 whose 3x3 part is a DDF layer, a convolution of the same width,
-or a convolution as narrow as the weights of the first allow. Each is trained from three seeds.
+networks learn to read them: of residual blocks 1x1 - 3x3 - 1x1 whose 3x3 part is a DDF layer, a convolution of the same
+width, or a convolution as narrow as the weights of the first allow. Each is trained from three seeds.
 
     python examples/ddf_net.py    # wants dynk[examples]; prints a table and draws ddf_net.png
 """
