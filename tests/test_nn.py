@@ -1,119 +1,228 @@
-"""The PAD layers of both adapters."""
+"""The layers of dynk_torch: everything that a `torch.nn` layer is used for."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 import torch
-from dynk_jax import nn as jax_nn
-from dynk_torch import nn as torch_nn
+from dynk_torch import ddf_upsample
+from dynk_torch import nn as layers
+from nn_layers import CASES, Case
+from torch_cases import ignore_torch_jit
 
-each_prior = pytest.mark.parametrize("prior", list(torch_nn.PRIORS))
-
-
-def parameters(layer: torch_nn.PADConv2d) -> dict[str, jax.Array]:
-    """Return the parameters of a PyTorch layer as those of a JAX layer."""
-    features, memory = layer.prior.features, layer.prior.memory
-    named = {
-        "weight": layer.weight,
-        "bias": layer.bias,
-        "features": features.weight[:, :, 0, 0],
-        "offset": features.bias,
-        "memory": memory.weight[:, :, 0, 0],
-    }
-    return {name: jnp.asarray(tensor.detach().numpy()) for name, tensor in named.items()}
+each_layer = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-@each_prior
-@pytest.mark.parametrize("stride", [1, 2])
-def test_both_adapters_give_the_same(prior: str, stride: int) -> None:
-    """Two layers, the second of another size, in evaluation and with the noise of one seed."""
-    torch.manual_seed(0)
-    first = torch_nn.PADConv2d(3, 4, 3, prior=prior).eval()
-    second = torch_nn.PADConv2d(4, 6, 3, prior=prior, stride=stride, groups=2).eval()
-    x = torch.randn(2, 3, 8, 6)
-    features, state = first(x)
-    out, last = second(features, state)
-    own, passed = jax_nn.PADConv2d(prior=prior)(parameters(first), jnp.asarray(x.numpy()))
-    its_layer = jax_nn.PADConv2d(prior=prior, stride=stride, groups=2)
-    found, its_last = its_layer(parameters(second), own, passed)
-    assert out.shape == (2, 6, 8 // stride, 6 // stride)
-    assert np.allclose(found, out.detach(), atol=1e-5)
-    assert np.allclose(its_last, last.detach(), atol=1e-5)
-
-
-@each_prior
-@pytest.mark.parametrize("hard", [False, True])
-def test_training_reaches_every_parameter(prior: str, hard: bool) -> None:
-    torch.manual_seed(0)
-    first, second = (torch_nn.PADConv2d(4, 4, 3, prior=prior, hard=hard, tau=0.7) for _ in range(2))
-    out, _ = second(*first(torch.randn(2, 4, 7, 7)))
+@each_layer
+def test_shapes_and_gradients(case: Case) -> None:
+    layer, inputs = case.layer(), case.tensors()
+    for tensor in inputs:
+        tensor.requires_grad_()
+    out = layer(*inputs)
+    assert out.shape == case.output
     out.square().sum().backward()
-    unused = first.prior.memory.weight  # there is no state in front of the first layer
-    for parameter in (*first.parameters(), *second.parameters()):
-        assert (parameter.grad is None) == (parameter is unused)
-        assert parameter is unused or bool((parameter.grad != 0).any())
+    for name, leaf in [*layer.named_parameters(), *enumerate(inputs)]:
+        assert leaf.grad is not None, name
+        assert leaf.grad.isfinite().all(), name
+        assert (leaf.grad != 0).any(), name
 
 
-@each_prior
-def test_jax_training_reaches_every_parameter(prior: str) -> None:
-    layer = jax_nn.PADConv2d(prior=prior, hard=True)
-    keys = jax.random.split(jax.random.key(0), 3)
-    params = [layer.init(key, 4, 4, (3, 3)) for key in keys[:2]]
-
-    @jax.jit
-    @jax.grad
-    def gradient(params: Any, key: Any) -> Any:
-        x = jax.random.normal(key, (2, 4, 7, 7))
-        out, state = layer(params[0], x, None, key)
-        return (layer(params[1], out, state, key)[0] ** 2).sum()
-
-    first, second = gradient(params, keys[2])
-    assert all(bool((g != 0).any()) for name, g in first.items() if name != "memory")
-    assert all(bool((g != 0).any()) for g in second.values())
+@each_layer
+def test_the_seed_decides_how_a_layer_starts(case: Case) -> None:
+    one, same, other = case.layer(0), case.layer(0), case.layer(1)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("hard", [False, True])
-def test_one_candidate_is_the_convolution_that_it_came_from(hard: bool) -> None:
-    conv = torch.nn.Conv2d(4, 6, (3, 5), stride=2, padding=(2, 2), dilation=(2, 1), groups=2)
-    layer = torch_nn.PADConv2d.from_conv(conv, dilations=((2, 1),), hard=hard)
-    assert layer.weight is conv.weight
-    assert layer.bias is conv.bias
-    x = torch.randn(2, 4, 9, 8)
-    for mode in (layer.train(), layer.eval()):
-        assert torch.allclose(mode(x)[0], conv(x), atol=1e-5)
+@each_layer
+def test_a_state_dict_carries_all_that_counts(case: Case) -> None:
+    trained, fresh = case.layer(0), case.layer(1)
+    trained(*case.tensors())  # running statistics move
+    fresh.load_state_dict(trained.state_dict())
+    trained.eval(), fresh.eval()
+    assert torch.equal(trained(*case.tensors()), fresh(*case.tensors()))
 
 
-def test_evaluation_takes_the_likeliest_dilation() -> None:
-    layer = torch_nn.PADConv2d(2, 2, 3, dilations=(1, 3)).eval()
+@each_layer
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(case: Case, dtype: torch.dtype) -> None:
+    layer = case.layer().eval()
+    inputs = case.tensors(dtype)
+    expected = layer(*(tensor.float() for tensor in inputs))
+    out = layer.to(dtype)(*inputs)
+    assert out.dtype is dtype
+    scale = expected.abs().max()
+    assert (out - expected).abs().max() < 40 * torch.finfo(dtype).eps * scale
+
+
+@each_layer
+def test_autocast(case: Case) -> None:
+    layer, inputs = case.layer().eval(), case.tensors()
+    expected = layer(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(*inputs)
+        out.float().square().mean().backward()
+    assert out.dtype is torch.bfloat16
+    assert (out - expected).abs().max() < 40 * torch.finfo(torch.bfloat16).eps * expected.abs().max()
+    assert all(parameter.grad.dtype is torch.float32 for parameter in layer.parameters())
+
+
+@each_layer
+def test_the_memory_layout_of_the_image_makes_no_difference(case: Case) -> None:
+    layer, inputs = case.layer().eval(), case.tensors()
+    out = layer.to(memory_format=torch.channels_last)(*(t.to(memory_format=torch.channels_last) for t in inputs))
+    torch.testing.assert_close(out, case.layer().eval()(*inputs), check_stride=False)
+
+
+@ignore_torch_jit
+@each_layer
+def test_compiles_to_one_graph(case: Case) -> None:
+    layer, inputs = case.layer().eval(), case.tensors()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), layer(*inputs))
+    torch._dynamo.reset()
+
+
+@each_layer
+def test_on_meta_it_has_shapes_alone(case: Case) -> None:
+    layer = case.layer(device="meta")
+    assert layer(*(tensor.to("meta") for tensor in case.tensors())).shape == case.output
+
+
+@each_layer
+def test_print_names_the_options(case: Case) -> None:
+    assert "kernel_size=" in repr(case.layer())
+
+
+# ---- how layers start ------------------------------------------------------------------------------------------------
+
+
+def test_filters_start_at_the_size_that_keeps_the_signal() -> None:
+    """Spatial filters have the deviation sqrt(2)/k; channel ones are scaled by numbers drawn with that deviation."""
+    torch.manual_seed(0)
+    layer = layers.DDF(400)
+    filters = layer.spatial_norm(torch.randn(2, 1, 3, 3, 5, 5))
+    torch.testing.assert_close(filters.std((2, 3)), torch.full((2, 1, 5, 5), math.sqrt(2) / 3))
+    assert layer.channel_norm.scale.std().item() == pytest.approx(math.sqrt(2) / 3, rel=0.05)
+    assert layers.DDFUp(4, kernel_size=5).spatial_norm.scale.item() == pytest.approx(1 / 5)
+    assert layer.channel_branch.squeeze.out_channels == 80
+
+
+def test_carafe_starts_as_a_mean() -> None:
+    out = layers.CARAFE(3, 2, 3)(torch.ones(1, 3, 5, 5))
+    assert torch.allclose(out[:, :, 2:-2, 2:-2], torch.ones(()))
+    assert out[0, 0, 0, 0].item() == pytest.approx(4 / 9, rel=0.05)
+
+
+def test_a_softmax_filter_is_a_weighted_mean() -> None:
+    out = layers.DynamicFilter(3, 2, 3)(torch.full((1, 3, 5, 5), 2.0))
+    assert torch.allclose(out[:, :, 1:-1, 1:-1], torch.full((), 2.0))
+
+
+def test_a_learned_shift() -> None:
+    norm = layers.FilterNorm((4, 3, 3), learn_scale=True, learn_shift=True)
+    filters = torch.randn(2, 4, 3, 3)
+    centred = filters - filters.mean((2, 3), keepdim=True)
+    scale, shift = norm.scale.view(4, 3, 3), norm.shift.view(4, 3, 3)
+    torch.testing.assert_close(norm(filters), centred / filters.std((2, 3), keepdim=True) * scale + shift)
+    assert set(norm.state_dict()) == {"scale", "shift"}
+    assert not layers.FilterNorm((4, 3, 3)).state_dict()
+
+
+# ---- where layers look -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_upsampling_is_aligned_with_the_nearest_pixel_above_and_left(scale: int) -> None:
+    """Filters that take their centre alone give each output pixel its source."""
+    x = torch.randn(1, 2, 3, 4)
+    centre = torch.zeros(1, 1, scale, scale, 3, 3, 3, 4)
+    centre[:, :, :, :, 1, 1] = 1
+    nearest = x.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    assert torch.equal(ddf_upsample(x, centre, None, scale=scale), nearest)
+    layer = layers.DDFUp(2, scale)
+    layer.spatial_norm = layer.channel_norm = torch.nn.Identity()
+    torch.nn.init.zeros_(layer.spatial_predict.weight)
+    torch.nn.init.zeros_(layer.channel_branch.predict.weight)
+    torch.nn.init.ones_(layer.channel_branch.predict.bias)
     with torch.no_grad():
-        layer.prior.features.weight.zero_()
-        layer.prior.features.bias.copy_(torch.tensor([0.0, 1.0]))
-    x = torch.randn(1, 2, 9, 9)
-    expected = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=3, dilation=3)
-    assert torch.allclose(layer(x)[0], expected, atol=1e-5)
+        layer.spatial_predict.bias.copy_(torch.arange(9.0).eq(4).repeat(scale * scale))
+    torch.testing.assert_close(layer(x), nearest)
 
 
-def test_the_prior_adds_few_weights() -> None:
-    """The 3 x 3 convolutions of the second stage of ResNet-50: 128 channels, four blocks, two candidates."""
-    conv = torch.nn.Conv2d(128, 128, 3, padding=1)
-    layer = torch_nn.PADConv2d.from_conv(conv, dilations=(1, 2))
-    added = sum(p.numel() for p in layer.parameters()) - sum(p.numel() for p in conv.parameters())
-    assert added == 128 * 2 + 2 + 2 * 2
-    assert 1000 < 4 * added < 1100
+def test_each_sub_pixel_has_branches_of_its_own() -> None:
+    layer = layers.DDFUp(6, 2, guidance_channels=4)
+    x, guide = torch.randn(1, 6, 3, 3), torch.randn(1, 4, 3, 3)
+    out = layer(x, guide)
+    with torch.no_grad():
+        layer.spatial_look.weight.unflatten(0, (4, 4))[:, 1] += 1  # sub-pixel (0, 1)
+    changed = (layer(x, guide) != out).unflatten(2, (3, 2)).unflatten(4, (3, 2)).any(4).any(2).all(1)[0]
+    assert changed.tolist() == [[False, True], [False, False]]
 
 
-@pytest.mark.parametrize("options", [{"padding": 0}, {"padding": 1, "padding_mode": "reflect"}])
-def test_a_convolution_of_another_padding_is_refused(options: Any) -> None:
-    with pytest.raises(ValueError, match=r"^PADConv2d: conv must have zero padding of \(1, 1\), got "):
-        torch_nn.PADConv2d.from_conv(torch.nn.Conv2d(2, 2, 3, **options))
+def test_the_guide_decides_the_spatial_filters() -> None:
+    layer = layers.DDFUp(6, 2, guidance_channels=4)
+    x, guide = torch.randn(1, 6, 3, 3), torch.randn(1, 4, 3, 3, requires_grad=True)
+    layer(x, guide)[0, :, 2, 3].sum().backward()  # of pixel (1, 1)
+    assert (guide.grad != 0).all()  # a look of 3 x 3
+    assert not torch.equal(layer(x, guide), layer(x, -guide))
 
 
-@pytest.mark.parametrize("layer", [lambda prior: torch_nn.PADConv2d(2, 2, 3, prior=prior), jax_nn.PADConv2d])
-def test_an_unknown_prior_is_refused(layer: Any) -> None:
-    with pytest.raises(ValueError, match=r"^PADConv2d: prior must be one of 'markov', 'recurrent', 'gated', got 'no'"):
-        layer(prior="no")
+def test_an_ls_dfn_without_filters_is_the_sum_over_samples_of_the_mean_feature() -> None:
+    layer = layers.LSDFN(3, 1, samples=3, sample_stride=2, features=4, filters=1, post=False)
+    for branch in (layer.kernel_branch, layer.attention_branch):
+        torch.nn.init.zeros_(branch.weight)
+        torch.nn.init.zeros_(branch.bias)
+    x = torch.randn(1, 3, 7, 7)
+    mean = layer.feature_branch(x).mean(1, keepdim=True)
+    expected = torch.nn.functional.pad(mean, (2, 2, 2, 2)).unfold(2, 5, 1).unfold(3, 5, 1)[..., ::2, ::2].sum((-1, -2))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_the_branches_of_ls_dfn_have_the_outputs_of_the_paper() -> None:
+    """C'(C + k*k) of the kernels and C'(s*s + k*k) of the attentions."""
+    layer = layers.LSDFN(16, 16, samples=5, sample_stride=3)
+    assert layer.kernel_branch.out_channels == 32 * (128 + 9)
+    assert layer.attention_branch.out_channels == 32 * (25 + 9)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: layers.DDF(6, groups=4), "DDF: groups must divide channels = 6, got 4"),
+        (lambda: layers.DDF(6, combine="max"), "DDF: combine must be one of 'mul', 'add', got 'max'"),
+        (lambda: layers.DDF(6, 1), "FilterNorm: shape must have two taps or more along axes"),
+        (lambda: layers.DDFUp(6, groups=0), "DDFUp: groups must divide channels = 6, got 0"),
+        (lambda: layers.DDFUp(6, 0), "DDFUp: scale must be 1 or more, got 0"),
+        (lambda: layers.DDFUp(6, combine=""), "DDFUp: combine must be one of"),
+        (lambda: layers.CARAFE(6, 0), "CARAFE: scale must be 1 or more, got 0"),
+        (lambda: layers.CARAFE(6, groups=5), "CARAFE: groups must divide channels = 6, got 5"),
+        (lambda: layers.Involution(24), "Involution: group_channels must divide channels = 24, got 16"),
+        (lambda: layers.FilterNorm((3, 3), axes=(0, 1)), "FilterNorm: axes must be two negative axes of shape"),
+        (
+            lambda: layers.LSDFN(3, 3, samples=2, sample_stride=1, post=False),
+            "LSDFN: out_channels must be filters = 32 without post, got 3",
+        ),
+        (
+            lambda: layers.LSDFN(3, 3, samples=2, sample_stride=1, reduce="none"),
+            "LSDFN: reduce must be one of 'sum', 'mean', 'max', got 'none'",
+        ),
+        (lambda: layers.DynamicFilter(3, 3, reduce="none"), "DynamicFilter: reduce must be one of"),
+        (lambda: layers.DDFUp(6)(torch.ones(1, 6, 2, 2), torch.ones(1, 6, 2, 2)), "DDFUp: guidance must be None"),
+        (lambda: layers.DDFUp(6, guidance_channels=4)(torch.ones(1, 6, 2, 2)), "DDFUp: guidance must be of 4 channels"),
+        (
+            lambda: layers.DDFUp(6, guidance_channels=4)(torch.ones(1, 6, 2, 2), torch.ones(1, 4, 4, 4)),
+            r"DDFUp: guidance must have shape \(N, guidance_channels, H, W\) = \(N, 4, 2, 2\), got \(1, 4, 4, 4\)",
+        ),
+        (lambda: layers.DynamicFilter(1, 1)(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)), "DynamicFilter: guidance"),
+        (lambda: layers.DynamicFilter(1, 1, guidance_channels=2)(torch.ones(1, 1, 2, 2)), "DynamicFilter: guidance"),
+    ],
+)
+def test_errors_name_the_layer_and_the_argument(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()

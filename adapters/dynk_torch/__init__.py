@@ -5,6 +5,7 @@ on the CPU and on CUDA, and share the tensors' memory with the kernels.
 """
 
 from dynk_torch import _library
+from dynk_torch._convert import convert
 from dynk_torch.functional import (
     adaptive_dilation_conv2d,
     ddf,
@@ -17,6 +18,7 @@ from dynk_torch.functional import (
 
 __all__ = [
     "adaptive_dilation_conv2d",
+    "convert",
     "ddf",
     "ddf_upsample",
     "dynamic_filter",

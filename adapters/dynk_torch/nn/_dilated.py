@@ -15,10 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynk_torch.functional import adaptive_dilation_conv2d, gumbel_softmax
-
-__all__ = ["PRIORS", "GatedPrior", "MarkovPrior", "PADConv2d", "RecurrentPrior"]
-
-Pair = int | tuple[int, int]
+from dynk_torch.nn._convolution import Pair
 
 
 class _Prior(nn.Module):

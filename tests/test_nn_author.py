@@ -1,0 +1,128 @@
+"""Checkpoints of the authors' code: what the layers compute with them is the authors' formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import author_formulas
+import pytest
+import torch
+from dynk_torch.nn import CARAFE, DDF, DDFUp, Involution, load_author_state_dict
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+def draw(shapes: dict[str, tuple[int, ...]]) -> State:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+def image(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def conv(name: str, outputs: int, inputs: int, size: int = 1) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs, size, size), f"{name}.bias": (outputs,)}
+
+
+def channel_branch(name: str, channels: int, taps: int) -> dict[str, tuple[int, ...]]:
+    narrow = int(channels * 0.2)
+    return {
+        **conv(f"{name}.1", narrow, channels),
+        **conv(f"{name}.3", channels * taps, narrow),
+        f"{name}.4.std": (channels * taps,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "look"),
+    [
+        ({}, False),
+        ({"combine": "add", "stride": 2}, False),
+        ({"groups": 2, "dilation": 2, "kernel_size": 5}, False),
+        ({"predictor_size": 3}, True),
+    ],
+)
+def test_ddf_pack(options: dict[str, Any], look: bool) -> None:
+    size, groups = options.get("kernel_size", 3), options.get("groups", 1)
+    shapes = channel_branch("channel_branch", 10, size * size)
+    shapes |= conv("spatial_branch.1" if look else "spatial_branch.0", groups * size * size, 10)
+    if look:
+        shapes |= {"spatial_branch.0.weight": (10, 1, 3, 3), "spatial_branch.0.bias": (10,)}
+    state, x = draw(shapes), image(2, 10, 6, 8)
+    layer = DDF(10, **options).double()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    load_author_state_dict(layer, state)
+    assert all(torch.equal(state[name], before[name]) for name in before)
+    expected = author_formulas.ddf_pack(
+        x,
+        state,
+        size=size,
+        stride=options.get("stride", 1),
+        dilation=options.get("dilation", 1),
+        combine=options.get("combine", "mul"),
+    )
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+@pytest.mark.parametrize("joint", ["none", "flat", "nested"])
+def test_ddf_up_pack(scale: int, joint: str) -> None:
+    groups = 2 if joint == "flat" else 1
+    guides = 10 if joint == "none" else 4
+    shapes: dict[str, tuple[int, ...]] = {}
+    for b in range(scale * scale):
+        shapes |= channel_branch(f"channel_branch.{b}", 10, 9)
+        behind = {"none": "0", "flat": "1", "nested": "1.0"}[joint]
+        shapes |= conv(f"spatial_branch.{b}.{behind}", groups * 9, guides)
+        if joint != "none":
+            shapes |= {f"spatial_branch.{b}.0.weight": (guides, 1, 3, 3), f"spatial_branch.{b}.0.bias": (guides,)}
+    state, x, guide = draw(shapes), image(2, 10, 3, 4), image(2, guides, 3, 4)
+    combine = "add" if joint == "nested" else "mul"
+    layer = DDFUp(10, scale, groups=groups, combine=combine, guidance_channels=None if joint == "none" else guides)
+    load_author_state_dict(layer.double(), state)
+    out = layer(x) if joint == "none" else layer(x, guide)
+    expected = author_formulas.ddf_up_pack(
+        x, x if joint == "none" else guide, state, scale=scale, size=3, combine=combine
+    )
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+def test_involution(stride: int, dilation: int) -> None:
+    shapes: dict[str, tuple[int, ...]] = {"conv1.conv.weight": (8, 32, 1, 1), **conv("conv2.conv", 2 * 9, 8)}
+    shapes |= {f"conv1.bn.{name}": (8,) for name in ("weight", "bias", "running_mean", "running_var")}
+    state, x = draw(shapes), image(2, 32, 6, 4)
+    state["conv1.bn.running_var"].abs_()
+    state["conv1.bn.num_batches_tracked"] = torch.tensor(3)
+    layer = Involution(32, 3, stride=stride, dilation=dilation).double().eval()
+    load_author_state_dict(layer, state)
+    expected = author_formulas.involution(x, state, size=3, stride=stride, dilation=dilation, group_channels=16)
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_carafe(scale: int) -> None:
+    state = draw({**conv("channel_compressor", 4, 6), **conv("content_encoder", scale * scale * 9, 4, 3)})
+    layer = CARAFE(6, scale, 3, compressed_channels=4).double()
+    load_author_state_dict(layer, state)
+    x = image(2, 6, 4, 5)
+    torch.testing.assert_close(layer(x), author_formulas.carafe(x, state, scale=scale, size=3))
+
+
+def test_a_whole_network_keeps_the_names_of_its_other_layers() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 10, 1), torch.nn.Sequential(DDF(10)))
+    names = {f"1.0.{name}": shape for name, shape in channel_branch("channel_branch", 10, 9).items()}
+    state = draw({**conv("0", 10, 3), **names, **conv("1.0.spatial_branch.0", 9, 10)})
+    load_author_state_dict(network, state)
+    assert torch.equal(network[0].weight, state["0.weight"].float())
+    assert torch.equal(network[1][0].channel_norm.scale, state["1.0.channel_branch.4.std"].float())
+
+
+def test_other_checkpoints_are_refused() -> None:
+    state = draw({**channel_branch("channel_branch", 10, 9), **conv("spatial_branch.0", 9, 10)})
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*surplus"):
+        load_author_state_dict(DDF(10), state | {"surplus": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"^load_author_state_dict: state_dict must have spatial_branch.0.0."):
+        load_author_state_dict(DDFUp(10), state)

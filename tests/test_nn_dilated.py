@@ -1,0 +1,119 @@
+"""The PAD layers of both adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from dynk_jax import nn as jax_nn
+from dynk_torch import nn as torch_nn
+
+each_prior = pytest.mark.parametrize("prior", list(torch_nn.PRIORS))
+
+
+def parameters(layer: torch_nn.PADConv2d) -> dict[str, jax.Array]:
+    """Return the parameters of a PyTorch layer as those of a JAX layer."""
+    features, memory = layer.prior.features, layer.prior.memory
+    named = {
+        "weight": layer.weight,
+        "bias": layer.bias,
+        "features": features.weight[:, :, 0, 0],
+        "offset": features.bias,
+        "memory": memory.weight[:, :, 0, 0],
+    }
+    return {name: jnp.asarray(tensor.detach().numpy()) for name, tensor in named.items()}
+
+
+@each_prior
+@pytest.mark.parametrize("stride", [1, 2])
+def test_both_adapters_give_the_same(prior: str, stride: int) -> None:
+    """Two layers, the second of another size, in evaluation and with the noise of one seed."""
+    torch.manual_seed(0)
+    first = torch_nn.PADConv2d(3, 4, 3, prior=prior).eval()
+    second = torch_nn.PADConv2d(4, 6, 3, prior=prior, stride=stride, groups=2).eval()
+    x = torch.randn(2, 3, 8, 6)
+    features, state = first(x)
+    out, last = second(features, state)
+    own, passed = jax_nn.PADConv2d(prior=prior)(parameters(first), jnp.asarray(x.numpy()))
+    its_layer = jax_nn.PADConv2d(prior=prior, stride=stride, groups=2)
+    found, its_last = its_layer(parameters(second), own, passed)
+    assert out.shape == (2, 6, 8 // stride, 6 // stride)
+    assert np.allclose(found, out.detach(), atol=1e-5)
+    assert np.allclose(its_last, last.detach(), atol=1e-5)
+
+
+@each_prior
+@pytest.mark.parametrize("hard", [False, True])
+def test_training_reaches_every_parameter(prior: str, hard: bool) -> None:
+    torch.manual_seed(0)
+    first, second = (torch_nn.PADConv2d(4, 4, 3, prior=prior, hard=hard, tau=0.7) for _ in range(2))
+    out, _ = second(*first(torch.randn(2, 4, 7, 7)))
+    out.square().sum().backward()
+    unused = first.prior.memory.weight  # there is no state in front of the first layer
+    for parameter in (*first.parameters(), *second.parameters()):
+        assert (parameter.grad is None) == (parameter is unused)
+        assert parameter is unused or bool((parameter.grad != 0).any())
+
+
+@each_prior
+def test_jax_training_reaches_every_parameter(prior: str) -> None:
+    layer = jax_nn.PADConv2d(prior=prior, hard=True)
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = [layer.init(key, 4, 4, (3, 3)) for key in keys[:2]]
+
+    @jax.jit
+    @jax.grad
+    def gradient(params: Any, key: Any) -> Any:
+        x = jax.random.normal(key, (2, 4, 7, 7))
+        out, state = layer(params[0], x, None, key)
+        return (layer(params[1], out, state, key)[0] ** 2).sum()
+
+    first, second = gradient(params, keys[2])
+    assert all(bool((g != 0).any()) for name, g in first.items() if name != "memory")
+    assert all(bool((g != 0).any()) for g in second.values())
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_one_candidate_is_the_convolution_that_it_came_from(hard: bool) -> None:
+    conv = torch.nn.Conv2d(4, 6, (3, 5), stride=2, padding=(2, 2), dilation=(2, 1), groups=2)
+    layer = torch_nn.PADConv2d.from_conv(conv, dilations=((2, 1),), hard=hard)
+    assert layer.weight is conv.weight
+    assert layer.bias is conv.bias
+    x = torch.randn(2, 4, 9, 8)
+    for mode in (layer.train(), layer.eval()):
+        assert torch.allclose(mode(x)[0], conv(x), atol=1e-5)
+
+
+def test_evaluation_takes_the_likeliest_dilation() -> None:
+    layer = torch_nn.PADConv2d(2, 2, 3, dilations=(1, 3)).eval()
+    with torch.no_grad():
+        layer.prior.features.weight.zero_()
+        layer.prior.features.bias.copy_(torch.tensor([0.0, 1.0]))
+    x = torch.randn(1, 2, 9, 9)
+    expected = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=3, dilation=3)
+    assert torch.allclose(layer(x)[0], expected, atol=1e-5)
+
+
+def test_the_prior_adds_few_weights() -> None:
+    """The 3 x 3 convolutions of the second stage of ResNet-50: 128 channels, four blocks, two candidates."""
+    conv = torch.nn.Conv2d(128, 128, 3, padding=1)
+    layer = torch_nn.PADConv2d.from_conv(conv, dilations=(1, 2))
+    added = sum(p.numel() for p in layer.parameters()) - sum(p.numel() for p in conv.parameters())
+    assert added == 128 * 2 + 2 + 2 * 2
+    assert 1000 < 4 * added < 1100
+
+
+@pytest.mark.parametrize("options", [{"padding": 0}, {"padding": 1, "padding_mode": "reflect"}])
+def test_a_convolution_of_another_padding_is_refused(options: Any) -> None:
+    with pytest.raises(ValueError, match=r"^PADConv2d: conv must have zero padding of \(1, 1\), got "):
+        torch_nn.PADConv2d.from_conv(torch.nn.Conv2d(2, 2, 3, **options))
+
+
+@pytest.mark.parametrize("layer", [lambda prior: torch_nn.PADConv2d(2, 2, 3, prior=prior), jax_nn.PADConv2d])
+def test_an_unknown_prior_is_refused(layer: Any) -> None:
+    with pytest.raises(ValueError, match=r"^PADConv2d: prior must be one of 'markov', 'recurrent', 'gated', got 'no'"):
+        layer(prior="no")
