@@ -18,6 +18,14 @@ from dynk.decoupled import (
     filter_norm,
     filter_norm_backward,
 )
+from dynk.deformable import (
+    DeformableConv2dGradients,
+    SampleKernelGradients,
+    deformable_conv2d,
+    deformable_conv2d_backward,
+    sample_kernel,
+    sample_kernel_backward,
+)
 from dynk.dilated import (
     AdaptiveDilationConv2dGradients,
     GumbelSoftmaxGradients,
@@ -41,10 +49,12 @@ __all__ = [
     "AdaptiveDilationConv2dGradients",
     "DdfGradients",
     "DdfUpsampleGradients",
+    "DeformableConv2dGradients",
     "DynamicFilterGradients",
     "FilterNormGradients",
     "GumbelSoftmaxGradients",
     "LsDfnGradients",
+    "SampleKernelGradients",
     "__version__",
     "adaptive_dilation_conv2d",
     "adaptive_dilation_conv2d_backward",
@@ -54,6 +64,8 @@ __all__ = [
     "ddf_backward",
     "ddf_upsample",
     "ddf_upsample_backward",
+    "deformable_conv2d",
+    "deformable_conv2d_backward",
     "dynamic_filter",
     "dynamic_filter_backward",
     "filter_norm",
@@ -62,5 +74,6 @@ __all__ = [
     "gumbel_softmax_backward",
     "ls_dfn",
     "ls_dfn_backward",
-    "plot_erf",
+    "sample_kernel",
+    "sample_kernel_backward",
 ]

@@ -22,7 +22,7 @@ Dtypes = tuple[str | None, ...]
 Options = tuple[Any, ...]
 
 # The public modules that hold operators. A new family is one more name here.
-FAMILIES = ("decoupled", "sampled", "dilated")
+FAMILIES = ("decoupled", "sampled", "dilated", "deformable")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +93,9 @@ class Operator:
         if it is a floating one) or None, and the options.
     integers
         Names of the array arguments that may hold integers, which have no gradient.
+    coordinates
+        Names of the array arguments that hold coordinates: the operator is piecewise smooth in them, and what gradients
+        a NaN among them takes part in is left open.
     check_values
         check_values(function, plan, arrays) raises for wrong values, such as indices out of range, in arrays on the
         CPU. Kernels must be safe without it: nobody looks at values on CUDA or in compiled JAX programs.
@@ -111,6 +114,7 @@ class Operator:
     samples: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
     derivative: Callable[[int, Any, tuple[Any, ...], Options], tuple[tuple[Any, ...], Options]] | None = None
     integers: frozenset[str] = field(default=frozenset())
+    coordinates: frozenset[str] = field(default=frozenset())
     check_values: Callable[[str, Plan, tuple[Any, ...]], None] | None = None
 
     def check_inputs(self, direction: str, plan: Plan, inputs: tuple[Any, ...]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import dynk
+from dynk._operator import FAMILIES
 from dynk.kernels.common import compile as kernels_compile
 from dynk.kernels.common import numeric
 from dynk.kernels.common.compile import kernel
@@ -24,7 +25,24 @@ HALF = {"float16": (np.int16, np.dtype(np.float16)), "bfloat16": (np.uint16, np.
 
 # Compiles in half the time, to code that is not fast; only with a cache folder of its own or with none.
 QUICK = {"NUMBA_OPT": "1", "NUMBA_LOOP_VECTORIZE": "0"}
-# What a subprocess runs: one small call whose result is known, and the same with gradients.
+each_family = pytest.mark.parametrize("family", FAMILIES)
+# What a subprocess runs: the sample calls of all operators of a family, which reach every kernel.
+SAMPLES = """
+import numpy as np
+from dynk._operator import operators
+from dynk.testing import assert_close, rounded, sample_calls
+for op in operators().values():
+    rng = np.random.default_rng(0)
+    for call in sample_calls(op, dtype, rng) if op.family == family else ():
+        assert_close(call.forward(backend="cpu"), *call.expected_forward())
+        grad_out = rounded(rng.standard_normal(call.plan.out_shape), dtype)
+        gradients = call.backward(grad_out, backend="cpu")
+        for gradient, want, magnitude in zip(gradients, *call.expected_backward(grad_out), strict=True):
+            assert (gradient is None) == (want is None)
+            if want is not None:
+                assert_close(gradient, want, magnitude)
+"""
+# One small call whose result is known, and the same with gradients.
 CALL = """
 import numpy as np, dynk
 x, filters = np.ones((2, 3, 6, 5), np.float32), np.ones((2, 3, 3, 3), np.float32)
@@ -32,47 +50,10 @@ expected = np.outer([2, 3, 3, 3, 3, 2], [2, 3, 3, 3, 2])
 def call():
     assert (dynk.ddf(x, None, filters) == expected).all()
 """
-EVERY_KERNEL = """
-import numpy as np, dynk
-rng = np.random.default_rng(0)
-def draw(*shape):
-    return rng.standard_normal(shape).astype(dtype)
-def same(function, *arrays, **options):
-    got = getattr(dynk, function)(*arrays, **options)
-    want = getattr(dynk, function)(*arrays, backend="reference", **options)
-    for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (got, want)), strict=True):
-        if b is None:
-            assert a is None
-            continue
-        np.testing.assert_allclose(a.astype(np.float64), b.astype(np.float64), rtol=tolerance, atol=tolerance)
-for dtype, tolerance in (("float32", 1e-4), ("float64", 1e-12), ("float16", 1e-2)):
-    x, spatial, channel = draw(1, 4, 5, 6), draw(1, 2, 3, 3, 5, 6), draw(1, 4, 3, 3)
-    same("ddf", x, spatial, channel)
-    same("ddf_backward", draw(1, 4, 5, 6), x, spatial, channel, dilation=2, combine="add")
-    same("ddf_backward", draw(1, 4, 3, 3), x, spatial[..., :3, :3].copy(), channel, stride=2)
-    x, spatial = draw(1, 2, 3, 4), draw(1, 1, 2, 2, 2, 3, 3, 4)
-    same("ddf_upsample", x, spatial, None, scale=2)
-    same("ddf_upsample_backward", draw(1, 2, 6, 8), x, spatial, None, scale=2)
-    f, scale, shift = draw(2, 4, 3, 3), draw(4, 1, 1), draw(1, 3, 3)
-    same("filter_norm", f, scale, shift, axes=(2, 3))
-    same("filter_norm_backward", draw(2, 4, 3, 3), f, scale, shift, axes=(2, 3))
-    x, kernel = draw(1, 2, 4, 5), draw(1, 2, 2, 3, 2, 4, 5)
-    for reduce in ("mean", "max"):
-        same("dynamic_filter", x, kernel, samples=2, sample_stride=3, reduce=reduce)
-        same("dynamic_filter_backward", draw(1, 2, 4, 5), x, kernel, samples=2, sample_stride=3, reduce=reduce)
-    across, within = draw(1, 2, 2, 4, 5), draw(1, 2, 3, 3, 4, 5)
-    attentions = draw(1, 2, 3, 3, 4, 5), draw(1, 2, 3, 3, 4, 5)
-    for reduce, shape in (("sum", (1, 2, 4, 5)), ("max", (1, 2, 4, 5)), ("none", (1, 3, 3, 2, 4, 5))):
-        options = {"samples": 3, "sample_stride": 2, "dilation": 2, "reduce": reduce}
-        same("ls_dfn", x, across, within, *attentions, **options)
-        same("ls_dfn_backward", draw(*shape), x, across, within, *attentions, **options)
-    x, bias = draw(1, 4, 5, 6), draw(4)
-    for weight, options in ((draw(4, 2, 2, 3), {"groups": 2}), (draw(4, 1, 3, 1), {"groups": 4, "stride": 2})):
-        shares = draw(1, 3, 5, 6) if options["groups"] == 2 else draw(1, 3, 3, 3)
-        same("adaptive_dilation_conv2d", x, weight, shares, bias, **options)
-        grad = shares[:, [0, 1, 2, 0]].copy()
-        same("adaptive_dilation_conv2d_backward", grad, x, weight, shares, bias, **options)
-"""
+
+
+def run_samples(family: str, dtype: str, **environment: str) -> None:
+    run(f"family, dtype = {family!r}, {dtype!r}\n{SAMPLES}", **environment)
 
 
 def run(code: str, folder: Path | None = None, **environment: str) -> str:
@@ -251,13 +232,14 @@ def test_kernels_multiply_and_add_whole_vectors(tmp_path):
     assert backward >= 4 * (9 + 25) + 12
 
 
+@each_family
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names a processor of this kind")
-def test_right_on_a_processor_with_shorter_vectors(tmp_path):
-    one_dtype = EVERY_KERNEL.replace(', ("float64", 1e-12), ("float16", 1e-2)', ",")
+def test_right_on_a_processor_with_shorter_vectors(tmp_path, family):
     features = numba.core.codegen.get_host_cpu_features()
     if "+avx2" not in features:
         pytest.skip("this processor has no AVX2")
-    run(one_dtype, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="", NUMBA_CACHE_DIR=str(tmp_path))
+    haswell = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}
+    run_samples(family, "float32", **haswell, NUMBA_CACHE_DIR=str(tmp_path))
 
 
 # ---- threads and forks -----------------------------------------------------------------------------------------------
@@ -391,13 +373,20 @@ def test_results_do_not_depend_on_the_number_of_threads():
 # ---- Numba's debugging modes -----------------------------------------------------------------------------------------
 
 
-def test_every_kernel_runs_as_plain_python():
-    run(EVERY_KERNEL, NUMBA_DISABLE_JIT="1")
+@each_family
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_every_kernel_runs_as_plain_python(family, dtype):
+    run_samples(family, dtype, NUMBA_DISABLE_JIT="1")
 
 
-def test_no_kernel_reads_out_of_bounds(tmp_path):
-    one_dtype = EVERY_KERNEL.replace(', ("float64", 1e-12), ("float16", 1e-2)', ",")
-    caught = """
+@each_family
+def test_no_kernel_reads_out_of_bounds(tmp_path, family):
+    run_samples(family, "float32", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path), **QUICK)
+
+
+def test_a_read_out_of_bounds_is_found(tmp_path):
+    code = """
+import numpy as np
 from dynk.kernels.decoupled import cpu, geometry
 too_long = geometry.FilterGeometry(1, 1, 1, 2, 9, 2, 9, 1, 1, 1, 1, 1, 1, 1, 0, 1, 0)
 a = np.ones(4, np.float32)
@@ -406,4 +395,4 @@ try:
 except (IndexError, SystemError):
     print("caught")
 """
-    assert run(f"{one_dtype}\n{caught}", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path), **QUICK) == "caught\n"
+    assert run(code, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path), **QUICK) == "caught\n"

@@ -153,6 +153,7 @@ def test_forward_mode_is_refused() -> None:
 # ---- vmap ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("x64")
 @each_operator
 @settings(max_examples=8)
 @given(data=st.data())
@@ -162,7 +163,10 @@ def test_vmap(op: Operator, data: st.DataObject) -> None:
     singles = [data.draw(strategies.grad_outs(call)), *given_of(call)]
     axes = [data.draw(st.sampled_from([None, 0, -1])) for _ in singles[1:]]
     axes = [0 if all(axis is None for axis in axes) else None, *axes]
-    mapped = [a if axis is None else np.stack([a, -a, a / 2], axis) for a, axis in zip(singles, axes, strict=True)]
+    others = [(-a, a / 2) if a.dtype.kind == "f" else (a, np.zeros_like(a)) for a in singles]
+    mapped = [
+        a if axis is None else np.stack([a, *other], axis) for a, other, axis in zip(singles, others, axes, strict=True)
+    ]
     out, gradients = jax.jit(jax.vmap(forward_and_backward(call), axes))(*mapped)
     for i in range(3):
         grad_out, *one = (

@@ -27,6 +27,7 @@ from numba.cuda.typing.typeof import typeof  # noqa: E402
 
 from dynk.kernels.common import numba_cuda_kernels  # noqa: E402
 from dynk.kernels.decoupled import numba_cuda, numba_cuda_norm  # noqa: E402
+from dynk.kernels.deformable import numba_cuda_conv, numba_cuda_sample, numba_cuda_scatter  # noqa: E402
 from dynk.kernels.dilated import numba_cuda_dilation, numba_cuda_gumbel  # noqa: E402
 from dynk.kernels.sampled import numba_cuda as numba_cuda_ls_dfn  # noqa: E402
 from dynk.kernels.sampled import numba_cuda_dynamic  # noqa: E402
@@ -45,6 +46,9 @@ MODULES = (
     numba_cuda_dynamic,
     numba_cuda_dilation,
     numba_cuda_gumbel,
+    numba_cuda_conv,
+    numba_cuda_scatter,
+    numba_cuda_sample,
 )
 KERNELS = {
     kernel.py_func.__name__: kernel

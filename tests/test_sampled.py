@@ -272,7 +272,7 @@ def test_a_sum_of_thousands_of_equal_terms(lane: Lane, op: Operator, C: int, O: 
         call = Call(op, (x, kernel.reshape(1, O, C, 1, 1, 1, 1)), {})
     grad_out = rounded(np.full(call.plan.out_shape, 0.1), lane.dtype)
     number = float(values(x)[0, 0, 0, 0])
-    # Not against the reference, whose own sums are not formed in stages.
+    # Against the exact sum: the reference is one of the lanes.
     for result, want in zip(
         (lane.forward(call), *lane.backward(call, grad_out)), (C * number, O * number, number**2), strict=False
     ):

@@ -58,7 +58,9 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "reversed": _reversed,
 }
 
-FILLS: dict[str, Callable[[np.random.Generator, Shape], npt.NDArray[np.float64]]] = {
+Fill = Callable[[np.random.Generator, Shape], npt.NDArray[np.float64]]
+
+FILLS: dict[str, Fill] = {
     "normal": lambda rng, shape: rng.standard_normal(shape),
     "integers": lambda rng, shape: rng.integers(-2, 3, shape).astype(np.float64),  # zeros and ties
     "wide": lambda rng, shape: rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 4, shape),
@@ -74,7 +76,7 @@ def arrays(
     allow_nan: bool = False,
     allow_infinity: bool = False,
     layouts: bool = True,
-    fill: str | None = None,
+    fill: str | Fill | None = None,
 ) -> Array:
     """Draw a NumPy array.
 
@@ -88,9 +90,8 @@ def arrays(
         Whether up to three elements may be NaN, or +-infinity.
     layouts : bool, default True
         Whether it may lie in memory in any of `LAYOUTS`; if False it is C-contiguous and writeable.
-
-    fill : {"normal", "integers", "wide"}, optional
-        What values it holds; drawn if None.
+    fill : {"normal", "integers", "wide"} or callable, optional
+        What values it holds, as fill(rng, shape); drawn if None.
 
     Returns
     -------
@@ -106,7 +107,7 @@ def arrays(
     >>> test_shape()
     """
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-    values = FILLS[fill or draw(st.sampled_from(list(FILLS)))](rng, shape)
+    values = (fill if callable(fill) else FILLS[fill or draw(st.sampled_from(list(FILLS)))])(rng, shape)
     specials = [np.nan] * allow_nan + [np.inf, -np.inf] * allow_infinity
     if specials and values.size:
         for value in draw(st.lists(st.sampled_from(specials), max_size=3)):
@@ -158,8 +159,8 @@ def calls(
         op = operators()[op]
     family = importlib.import_module(f"dynk.testing._{op.family}")
 
-    def array(shape: Shape, fill: str | None = None) -> Array:
-        specials = {"allow_nan": allow_nan, "allow_infinity": allow_infinity}
+    def array(shape: Shape, fill: str | Fill | None = None, *, special: bool = True) -> Array:
+        specials = {"allow_nan": allow_nan and special, "allow_infinity": allow_infinity and special}
         return draw(arrays(dtype, shape, **specials, layouts=layouts, fill=fill))
 
     given, options = family.CALLS[op.name](draw, array, small)

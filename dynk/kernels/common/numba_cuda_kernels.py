@@ -1,4 +1,4 @@
-"""What the Numba CUDA kernels of all families share: launch geometry, sums over lanes and a strided copy.
+"""What the Numba CUDA kernels of all families share: launch geometry, sums over lanes and pixels, a strided copy.
 
 Kernels take flat arrays and int scalars, compute in 64-bit indices (Numba widens every integer sum to 64 bits), and run
 in one-dimensional grids of blocks of THREADS threads. They must tolerate more blocks than they need.
@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from numba import cuda, uint64
+
+from dynk._operator import Plan
 
 THREADS = 128
 CHAIN = 64
@@ -43,6 +45,19 @@ def merge(runtime: Any, partial: Any, out: Any, size: int, chunks: int) -> None:
     """Write to `out` the sums over chunks of `partial` (chunks, size)."""
     lanes = lanes_for(chunks)
     launch(runtime, merge_kernel, size * lanes, partial, out, size, chunks, lanes)
+
+
+def backward_bias(
+    runtime: Any, plan: Plan, grad_out: Any, grad_bias: Any, outputs: int, pixels: int, numbers: int
+) -> None:
+    """Write the sums over the `numbers` pixels of a batch of `grad_out` (N, outputs, pixels)."""
+    lanes = lanes_for(numbers)
+    chunks = chunks_for(numbers, lanes)
+    partial = grad_bias if chunks == 1 else runtime.workspace(chunks * outputs, plan.dtype)
+    args = (grad_out, partial, outputs, pixels, numbers, chunks, lanes)
+    launch(runtime, backward_bias_kernel, chunks * outputs * lanes, *args)
+    if chunks > 1:
+        merge(runtime, partial, grad_bias, outputs, chunks)
 
 
 @cuda.jit(device=True)
@@ -104,6 +119,32 @@ def merge_kernel(partial, out, size, chunks, lanes):  # type: ignore[no-untyped-
     total = sum_lanes(shared, total, lanes)
     if element < size and lane == 0:
         out[element] = total
+
+
+@cuda.jit
+def backward_bias_kernel(grad_out, partial, outputs, pixels, numbers, chunks, lanes):  # type: ignore[no-untyped-def]
+    """One group of lanes for each output channel and chunk of the pixels, of which lanes and chunks take turns."""
+    shared = cuda.shared.array(THREADS, grad_out.dtype)
+    index = cuda.grid(1)
+    unit = index // lanes
+    lane = index - unit * lanes
+    chunk = unit // outputs
+    o = unit - chunk * outputs
+    total = part = grad_out.dtype.type(0)
+    if chunk < chunks:
+        count = 0
+        for number in range(chunk * lanes + lane, numbers, chunks * lanes):
+            n = number // pixels
+            part += load(grad_out, (n * outputs + o) * pixels + number - n * pixels)
+            count += 1
+            if count == CHAIN:
+                total += part
+                part = grad_out.dtype.type(0)
+                count = 0
+        total += part
+    total = sum_lanes(shared, total, lanes)
+    if chunk < chunks and lane == 0:
+        partial[unit] = total
 
 
 @cuda.jit

@@ -47,6 +47,10 @@ def _nothing(*_: Any) -> Any:
     return types.void
 
 
+def _as_first(*arguments: Any) -> Any:
+    return arguments[0]
+
+
 def _as_second(*arguments: Any) -> Any:
     return arguments[1]
 
@@ -89,6 +93,18 @@ def pick(array: Any, i: Any) -> Any:
 def masked(mask: Any, other: Any) -> Any:
     """Return the mask of the lanes that are in both."""
     return _each(lambda mask, other: mask & other, mask, other)
+
+
+@lowered(vector_llvm.flagged, _index)
+def flagged(array: Any, flags: Any, i: Any, bits: Any) -> Any:
+    """Return the mask of the lanes, of vectors of `array`, whose element of the int32 flags from `i` on has all bits."""
+
+    def read(i: Any, bits: Any) -> int:
+        size = lanes(array)
+        chosen = _elements(flags, i, 1, _chosen(-1, size))
+        return sum(1 << lane for lane in range(size) if flags[chosen[lane]] & bits == bits)
+
+    return _each(read, i, bits)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -288,6 +304,16 @@ def zipped(even: Any, odd: Any, upper: Any) -> Any:
         return np.stack([even, odd], 1).reshape(2, -1)[1 if upper else 0][: 2 * half]
 
     return _each(one, even, odd)
+
+
+@lowered(vector_llvm.looked_up, _as_first)
+def looked_up(table: Any, places: Any, i: Any) -> Any:
+    """Return for each lane l the lane places[i + l] of a vector; `places` are int32."""
+
+    def one(table: Any, i: Any) -> Any:
+        return table[_checked(table, places[_elements(places, i, 1, _chosen(-1, table.size))])]
+
+    return _each(one, table, i)
 
 
 @lowered(vector_llvm.slid, _as_second)

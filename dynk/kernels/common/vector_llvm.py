@@ -340,6 +340,33 @@ def _pointed(context: Any, builder: Any, kinds: Any, values: Any, mask: Any) -> 
     return builder.inttoptr(addresses, ir.VectorType(first.type, count))
 
 
+def flagged(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    (_, flags, i, bits), count = values, vector_of(kinds[0]).lanes
+    loaded = _integers_at(context, builder, kinds[1], flags, i, count)
+    wanted = _spread(builder, builder.trunc(bits, ir.IntType(32)), count)
+    has_all = builder.icmp_signed("==", builder.and_(loaded, wanted), wanted)
+    return builder.zext(builder.bitcast(has_all, ir.IntType(count)), _WORD)
+
+
+def looked_up(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    # LLVM knows this pattern where the processor has an instruction for it; elsewhere it is a table in memory.
+    table, places, i = values
+    count = table.type.count
+    loaded = _integers_at(context, builder, kinds[1], places, i, count)
+    result = ir.Constant(table.type, ir.Undefined)
+    for lane in range(count):
+        element = builder.extract_element(table, builder.extract_element(loaded, _i32(lane)))
+        result = builder.insert_element(result, element, _i32(lane))
+    return result
+
+
+def _integers_at(context: Any, builder: Any, array: Any, data: Any, i: Any, count: int) -> Any:
+    """Return `count` elements of an int32 array."""
+    _check(context, builder, array, data, i, ir.Constant(_WORD, 1), _lanes_of(count))
+    kind = ir.VectorType(ir.IntType(32), count)
+    return builder.load(builder.bitcast(_pointer(context, builder, array, data, i), kind.as_pointer()), align=4)
+
+
 # ---- arithmetic ------------------------------------------------------------------------------------------------------
 
 

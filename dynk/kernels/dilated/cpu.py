@@ -6,7 +6,8 @@ import numpy as np
 from numba import prange
 
 from dynk.kernels.common.compile import kernel
-from dynk.kernels.common.numeric import accumulators
+from dynk.kernels.common.numeric import accumulators, store
+from dynk.kernels.common.products import add_shares, ceil_div, sum_planes, tile_pixels
 from dynk.kernels.dilated.cpu_depthwise import (
     depthwise_shares,
     depthwise_task,
@@ -17,14 +18,12 @@ from dynk.kernels.dilated.cpu_depthwise import (
 from dynk.kernels.dilated.cpu_forward import forward_task, forward_tasks
 from dynk.kernels.dilated.cpu_grad_columns import grad_shares_task, grad_x_task, grad_x_tasks, is_depthwise
 from dynk.kernels.dilated.cpu_grad_weight import (
-    add_shares_task,
-    grad_bias_task,
     grad_weight_task,
     grad_weight_tasks,
     shares_of,
 )
 from dynk.kernels.dilated.cpu_gumbel import gumbel_softmax_backward, gumbel_softmax_forward
-from dynk.kernels.dilated.cpu_tiles import ceil_div, dilation_geometry, tile_pixels
+from dynk.kernels.dilated.cpu_tiles import dilation_geometry
 
 __all__ = [
     "adaptive_dilation_conv2d_backward",
@@ -76,8 +75,10 @@ def adaptive_dilation_conv2d_backward(  # type: ignore[no-untyped-def]
         else:
             for task in prange(grad_weight_tasks(like, g)):
                 grad_weight_task(np.int64(task), grad_out, x, dilation_weights, partials, grad_weight, like, geometry)
+        terms = g.C // g.groups * g.kh * g.kw
         for o in prange(g.O if shares > 1 else 0):
-            add_shares_task(np.int64(o), partials, shares, grad_weight, geometry)
+            add_shares(partials, shares, np.int64(o) * terms, (np.int64(o) + 1) * terms, grad_weight)
     if grad_bias.size > 0:
-        for o in prange(g.O):
-            grad_bias_task(np.int64(o), grad_out, grad_bias, like, geometry)
+        outs, images, plane = g.O, g.N, g.Ho * g.Wo
+        for o in prange(outs):
+            store(grad_bias, o, sum_planes(grad_out, np.int64(o), outs, images, plane, like))

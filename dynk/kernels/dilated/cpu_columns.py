@@ -7,13 +7,8 @@ from __future__ import annotations
 
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.products import place
 from dynk.kernels.dilated.cpu_tiles import masks_of, starts_of
-
-
-@inlined
-def place(k, v, rows, panel, like):  # type: ignore[no-untyped-def]
-    """Return where vector v of row k stands among panels of `rows` rows of `panel` vectors."""
-    return ((v // panel * rows + k) * panel + v % panel) * vector.lanes(like)
 
 
 @inlined

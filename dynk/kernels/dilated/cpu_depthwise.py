@@ -9,17 +9,9 @@ from __future__ import annotations
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, store
-from dynk.kernels.dilated.cpu_columns import form_columns, place
-from dynk.kernels.dilated.cpu_products import CHAIN, add_to, padded
-from dynk.kernels.dilated.cpu_tiles import (
-    PANELS,
-    VECTORS,
-    ceil_div,
-    dilation_geometry,
-    seen_by_tap,
-    tile_of,
-    tile_pixels,
-)
+from dynk.kernels.common.products import CHAIN, PANELS, VECTORS, add_to, ceil_div, padded, place, tile_pixels
+from dynk.kernels.dilated.cpu_columns import form_columns
+from dynk.kernels.dilated.cpu_tiles import dilation_geometry, seen_by_tap, tile_of
 
 TERMS = 144  # rows of columns that are formed at once, about
 TASKS = 32  # tasks that are worth while

@@ -5,18 +5,20 @@ from __future__ import annotations
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, load
-from dynk.kernels.dilated.cpu_columns import form_columns, place
-from dynk.kernels.dilated.cpu_products import ROWS, load_rows, multiply, padded
-from dynk.kernels.dilated.cpu_tiles import (
+from dynk.kernels.common.products import (
     PANELS,
+    ROWS,
     VECTORS,
     ceil_div,
-    dilation_geometry,
     everywhere,
-    seen_by_tap,
-    tile_of,
+    load_rows,
+    multiply,
+    padded,
+    place,
     tile_pixels,
 )
+from dynk.kernels.dilated.cpu_columns import form_columns
+from dynk.kernels.dilated.cpu_tiles import dilation_geometry, seen_by_tap, tile_of
 
 OUTS = 512  # output channels of a task, at most
 TERMS = 256  # rows of columns that are formed at once, about

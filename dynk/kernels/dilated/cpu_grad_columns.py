@@ -10,20 +10,21 @@ from __future__ import annotations
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, fill
-from dynk.kernels.dilated.cpu_columns import place
-from dynk.kernels.dilated.cpu_depthwise import form_depthwise_grad_columns
-from dynk.kernels.dilated.cpu_products import CHAIN, ROWS, load_rows, multiply, padded
-from dynk.kernels.dilated.cpu_tiles import (
+from dynk.kernels.common.products import (
+    CHAIN,
+    ROWS,
     VECTORS,
     ceil_div,
-    dilation_geometry,
     everywhere,
-    masks_of,
-    starts_of,
-    tap_row,
-    tile_of,
+    load_planes,
+    load_rows,
+    multiply,
+    padded,
+    place,
     tile_pixels,
 )
+from dynk.kernels.dilated.cpu_depthwise import form_depthwise_grad_columns
+from dynk.kernels.dilated.cpu_tiles import dilation_geometry, masks_of, starts_of, tap_row, tile_of
 
 OUTS = 256  # output channels that are summed over at once
 TERMS = 144  # rows of columns whose gradient is formed at once, about
@@ -77,7 +78,8 @@ def form_grad_columns(  # type: ignore[no-untyped-def]
         if new_weights or outs > OUTS:
             load_rows(weight, (o * (g.C // g.groups) + c) * taps, g.C // g.groups * taps, many, rows, weights)
         if new_grads or outs > OUTS:
-            _load_grads(tile, grad_out, o, many, grads, g)
+            start = (tile.n * g.O + o) * g.Ho * g.Wo + tile.first
+            load_planes(grad_out, start, g.Ho * g.Wo, many, tile.pixels, grads)
         for v in range(0, tile.vectors, VECTORS):
             for row in range(0, rows, ROWS):
                 multiply(
@@ -85,17 +87,6 @@ def form_grad_columns(  # type: ignore[no-untyped-def]
                     min(VECTORS, tile.vectors - v), masks, 0, columns,
                     place(row, v, padded(rows), VECTORS, columns), width,
                 )  # fmt: skip
-
-
-@inlined
-def _load_grads(tile, grad_out, o, outs, grads, g):  # type: ignore[no-untyped-def]
-    """Copy grad_out of some output channels to panels."""
-    size = vector.lanes(grads)
-    for row in range(outs):
-        start = (tile.n * g.O + o + row) * g.Ho * g.Wo + tile.first
-        for v in range(tile.vectors):
-            values = vector.load_where(grad_out, start + v * size, 1, vector.between(0, tile.pixels - v * size))
-            vector.store(grads, place(row, v, outs, VECTORS, grads), values)
 
 
 # ---- the gradient of the image ---------------------------------------------------------------------------------------

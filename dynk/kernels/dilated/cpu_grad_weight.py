@@ -1,6 +1,6 @@
-"""Gradients of the weights and the bias on the CPU: sums over all pixels.
+"""The gradient of the weights on the CPU: sums over all pixels.
 
-A task of the weights' gradient takes a block of channels and goes through a share of the tiles of all images. In its
+A task takes a block of channels and goes through a share of the tiles of all images. In its
 product the columns are read number by number and grad_out, transposed, is read in panels of output channels. How tiles
 are shared out depends on the shape alone.
 """
@@ -10,19 +10,23 @@ from __future__ import annotations
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
-from dynk.kernels.dilated.cpu_columns import form_columns, place
-from dynk.kernels.dilated.cpu_forward import block_of
-from dynk.kernels.dilated.cpu_products import CHAIN, ROWS, add_to, multiply, padded
-from dynk.kernels.dilated.cpu_tiles import (
+from dynk.kernels.common.products import (
+    CHAIN,
     PANELS,
+    ROWS,
     VECTORS,
+    add_to,
     ceil_div,
-    dilation_geometry,
     everywhere,
-    seen,
-    tile_of,
+    multiply,
+    padded,
+    place,
     tile_pixels,
+    transpose_planes,
 )
+from dynk.kernels.dilated.cpu_columns import form_columns
+from dynk.kernels.dilated.cpu_forward import block_of
+from dynk.kernels.dilated.cpu_tiles import dilation_geometry, seen, tile_of
 
 OUTS = 256  # output channels of a task, at most
 TASKS = 32  # tasks that are worth while
@@ -73,7 +77,8 @@ def grad_weight_task(  # type: ignore[no-untyped-def]
     for k in range(g.N * tiles * share // shares, g.N * tiles * (share + 1) // shares):
         tile = tile_of(k // tiles, k % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, dilation_weights, like, geometry)
         form_columns(tile, x, group * channels + c, count, columns, PANELS * VECTORS, g)
-        finite = _transpose(tile, grad_out, group * outs + first, many, grads, g)
+        start = (tile.n * g.O + group * outs + first) * g.Ho * g.Wo + tile.first
+        finite = transpose_planes(grad_out, start, g.Ho * g.Wo, many, tile.pixels, grads)
         _multiply_columns(tile, columns, count, grads, kept, finite, vectors, recent, rows, g)
         if k % CHAIN == CHAIN - 1:
             add_to(total, recent)
@@ -130,50 +135,3 @@ def _keep_seen(tile, t, grads, kept, vectors, g):  # type: ignore[no-untyped-def
             if mask >> pixel % size & 1:
                 values = vector.load(grads, here)
             vector.store(kept, here, values)
-
-
-@inlined
-def _transpose(tile, grad_out, o, outs, grads, g):  # type: ignore[no-untyped-def]
-    """Copy grad_out of some output channels to panels, pixel by pixel; return whether all are finite."""
-    size, plane = vector.lanes(grads), g.Ho * g.Wo
-    zero = vector.zeros(grads, 0)
-    check = zero
-    for v in range(ceil_div(outs, size)):
-        start = (tile.n * g.O + o + v * size) * plane + tile.first
-        mask = vector.between(0, outs - v * size)
-        for pixel in range(tile.pixels):
-            values = vector.load_where(grad_out, start + pixel, plane, mask)
-            check = vector.fma(values, zero, check)  # 0 unless a value is not finite
-            vector.store(grads, place(pixel, v, PANELS * VECTORS * size, VECTORS, grads), values)
-    return vector.total(check) == 0
-
-
-@inlined
-def add_shares_task(o, partials, shares, grad_weight, geometry):  # type: ignore[no-untyped-def]
-    """Add up the shares of the gradient of one output channel's weights."""
-    g = dilation_geometry(geometry)
-    terms = g.C // g.groups * g.kh * g.kw
-    for k in range(o * terms, (o + 1) * terms):
-        total = load(partials, k)
-        for share in range(1, shares):
-            total += load(partials, share * grad_weight.size + k)
-        store(grad_weight, k, total)
-
-
-@inlined
-def grad_bias_task(o, grad_out, grad_bias, like, geometry):  # type: ignore[no-untyped-def]
-    """Sum grad_out of an output channel: chains of vectors, sums of chains, and the sum of these."""
-    g = dilation_geometry(geometry)
-    size, plane = vector.lanes(like), g.Ho * g.Wo
-    chain = some = total = vector.zeros(like, 0)
-    terms = 0
-    for n in range(g.N):
-        for k in range(0, plane, size):
-            mask = vector.between(0, plane - k)
-            chain = vector.add(vector.load_where(grad_out, (n * g.O + o) * plane + k, 1, mask), chain)
-            terms += 1
-            if terms % CHAIN == 0:
-                some, chain = vector.add(chain, some), vector.zeros(like, 0)
-            if terms % (CHAIN * CHAIN) == 0:
-                total, some = vector.add(some, total), vector.zeros(like, 0)
-    store(grad_bias, o, vector.total(vector.add(total, vector.add(some, chain))))

@@ -15,10 +15,8 @@ import numpy as np
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, load
+from dynk.kernels.common.products import VECTORS, ceil_div, everywhere, tile_pixels
 from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, DilationGeometry
-
-VECTORS = 3  # of pixels that a product takes at once
-PANELS = 4  # of VECTORS vectors each that a tile has
 
 
 class Tile(NamedTuple):
@@ -48,12 +46,6 @@ def dilation_geometry(a):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def ceil_div(a, b):  # type: ignore[no-untyped-def]
-    """Return a / b, rounded up; a may be negative."""
-    return -(-a // b)
-
-
-@inlined
 def tap_row(i, d, geometry):  # type: ignore[no-untyped-def]
     """Return how far the taps of kernel row i lie below the anchor."""
     return (i - (geometry[5] - 1) // 2) * geometry[DILATIONS_H + d]
@@ -63,12 +55,6 @@ def tap_row(i, d, geometry):  # type: ignore[no-untyped-def]
 def tap_column(j, d, geometry):  # type: ignore[no-untyped-def]
     """Return how far the taps of kernel column j lie to the right of the anchor."""
     return (j - (geometry[6] - 1) // 2) * geometry[DILATIONS_W + d]
-
-
-@inlined
-def tile_pixels(like):  # type: ignore[no-untyped-def]
-    """Return the most pixels of a tile."""
-    return PANELS * VECTORS * vector.lanes(like)
 
 
 @inlined
@@ -190,13 +176,4 @@ def seen_by_tap(tile, g):  # type: ignore[no-untyped-def]
     for t in range(taps):
         for v in range(tile.vectors):
             masks[t * tile.vectors + v] = seen(tile, v, t // g.kw, t % g.kw, g)
-    return masks
-
-
-@inlined
-def everywhere(count):  # type: ignore[no-untyped-def]
-    """Return masks of all lanes."""
-    masks = np.empty(count, np.int64)
-    for k in range(count):
-        masks[k] = -1
     return masks

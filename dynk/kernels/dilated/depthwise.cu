@@ -1,5 +1,6 @@
 // adaptive_dilation_conv2d where a group has a single input channel and few outputs: each thread forms sums of its own.
 // And the gradient of the bias, of any convolution.
+#include "cuda_bias.cuh"
 #include "dilation.cuh"
 
 using namespace dynk;
@@ -91,12 +92,6 @@ __global__ void __launch_bounds__(256, 1)
     const Index o = Index(take(part, (long long)g.O)), pixels = g.N * g.pixels();
     if (part >= parts) return;  // a whole warp
     const Index begin = Index(part) * segment, end = pixels - begin < segment ? pixels : begin + segment;
-    Chains<accumulator<T>, 1, 3> sums;
-    for (Index number = begin + threadIdx.x % 32; number < end; number += 32) {
-        const Index n = number / g.pixels();
-        sums.chain[0] += load(grad_out + (n * g.O + o) * g.pixels() + number - n * g.pixels());
-        sums.step();
-    }
-    const auto sum = warp_sum(sums.sum(0));
+    const auto sum = bias_sum(grad_out, g.O, o, g.pixels(), begin, end);
     if (threadIdx.x % 32 == 0) partial[Index(part) * g.O + o] = sum;
 }

@@ -17,6 +17,7 @@ from dynk._operator import Plan
 from dynk.kernels.common.numba_cuda_kernels import (
     CHAIN,
     THREADS,
+    backward_bias,
     chunks_for,
     lanes_for,
     launch,
@@ -24,12 +25,9 @@ from dynk.kernels.common.numba_cuda_kernels import (
     merge,
     sum_lanes,
 )
+from dynk.kernels.common.numba_cuda_tiles import DEPTH, launch_tiles
 from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, WORKSPACE, DilationGeometry, is_depthwise_on_cuda
 from dynk.kernels.dilated.numba_cuda_products import (
-    BLOCK,
-    COLUMNS,
-    DEPTH,
-    ROWS,
     dilation_backward_weight_kernel,
     dilation_backward_x_kernel,
     dilation_forward_kernel,
@@ -65,7 +63,7 @@ def adaptive_dilation_conv2d_forward(
     if is_depthwise_on_cuda(g):
         launch(runtime, dilation_depthwise_forward_kernel, g.N * g.O * g.Ho * g.Wo, *args)
     else:
-        _launch_tiles(runtime, dilation_forward_kernel, g.groups, g.O // g.groups, g.N * g.Ho * g.Wo, args)
+        launch_tiles(runtime, dilation_forward_kernel, g.groups, g.O // g.groups, g.N * g.Ho * g.Wo, *args)
 
 
 def adaptive_dilation_conv2d_backward(
@@ -93,7 +91,7 @@ def adaptive_dilation_conv2d_backward(
         if is_depthwise_on_cuda(g):
             launch(runtime, dilation_depthwise_backward_x_kernel, g.N * g.C * g.H * g.W, *args)
         else:
-            _launch_tiles(runtime, dilation_backward_x_kernel, g.groups, g.C // g.groups, g.N * g.H * g.W, args)
+            launch_tiles(runtime, dilation_backward_x_kernel, g.groups, g.C // g.groups, g.N * g.H * g.W, *args)
     if grad_weight is not None:
         size = g.O * filters
         most = max(1, WORKSPACE // (size * x.dtype.itemsize))
@@ -108,7 +106,7 @@ def adaptive_dilation_conv2d_backward(
             partial = grad_weight if chunks == 1 else runtime.workspace(chunks * size, plan.dtype)
             args = (grad_out, x, dilation_weights, partial, *numbers, chunks)
             kernel = dilation_backward_weight_kernel
-            _launch_tiles(runtime, kernel, g.groups * chunks, g.O // g.groups, filters, args)
+            launch_tiles(runtime, kernel, g.groups * chunks, g.O // g.groups, filters, *args)
         if chunks > 1:
             merge(runtime, partial, grad_weight, size, chunks)
     if grad_dilation_weights is not None:
@@ -116,24 +114,12 @@ def adaptive_dilation_conv2d_backward(
         args = (grad_out, x, weight, grad_dilation_weights, *numbers, pixels, lanes)
         launch(runtime, dilation_backward_shares_kernel, -(-g.D // DILATIONS) * pixels * lanes, *args)
     if grad_bias is not None:
-        lanes = lanes_for(pixels)
-        chunks = chunks_for(pixels, lanes)
-        partial = grad_bias if chunks == 1 else runtime.workspace(chunks * g.O, plan.dtype)
-        args = (grad_out, partial, g.O, g.Ho * g.Wo, pixels, chunks, lanes)
-        launch(runtime, dilation_backward_bias_kernel, chunks * g.O * lanes, *args)
-        if chunks > 1:
-            merge(runtime, partial, grad_bias, g.O, chunks)
+        backward_bias(runtime, plan, grad_out, grad_bias, g.O, g.Ho * g.Wo, pixels)
 
 
 def _numbers(plan: Plan) -> tuple[Any, ...]:
     a = plan.geometry
     return a[:DILATIONS_H], a[DILATIONS_H:DILATIONS_W], a[DILATIONS_W:]
-
-
-def _launch_tiles(runtime: Any, kernel: Any, products: int, rows: int, columns: int, args: tuple[Any, ...]) -> None:
-    """Launch a block for each tile of some products of so many rows and columns."""
-    tiles = products * -(-rows // ROWS) * -(-columns // COLUMNS)
-    runtime.launch(kernel, (tiles,), (BLOCK,), args)
 
 
 # ---- sums of one thread, or of a group of lanes ----------------------------------------------------------------------
@@ -258,29 +244,3 @@ def dilation_backward_shares_kernel(grad_out, x, weight, grad_shares, g, rows, c
             grad_shares[first + 2 * pixels] = total2
         if d0 + 3 < g[D]:
             grad_shares[first + 3 * pixels] = total3
-
-
-@cuda.jit
-def dilation_backward_bias_kernel(grad_out, partial, outputs, pixels, numbers, chunks, lanes):
-    """One group of lanes for each output channel and chunk of the pixels, of which lanes and chunks take turns."""
-    shared = cuda.shared.array(THREADS, grad_out.dtype)
-    index = cuda.grid(1)
-    unit = index // lanes
-    lane = index - unit * lanes
-    chunk = unit // outputs
-    o = unit - chunk * outputs
-    total = part = grad_out.dtype.type(0)
-    if chunk < chunks:
-        count = 0
-        for number in range(chunk * lanes + lane, numbers, chunks * lanes):
-            n = number // pixels
-            part += load(grad_out, (n * outputs + o) * pixels + number - n * pixels)
-            count += 1
-            if count == CHAIN:
-                total += part
-                part = grad_out.dtype.type(0)
-                count = 0
-        total += part
-    total = sum_lanes(shared, total, lanes)
-    if chunk < chunks and lane == 0:
-        partial[unit] = total

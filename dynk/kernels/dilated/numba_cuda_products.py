@@ -1,8 +1,7 @@
 """The matrix products of `adaptive_dilation_conv2d` in Numba CUDA, over shared memory.
 
-A block forms ROWS x COLUMNS sums, DEPTH terms at a time, and mixes the columns as it loads them. A factor that no
-dilation sees is a 0 there, which is right unless it meets NaN or infinity: a sum that is not finite is formed again,
-term by term.
+A block mixes the columns as it loads them. A factor that no dilation sees is a 0 there, which is right unless it meets
+NaN or infinity: a sum that is not finite is formed again, term by term.
 """
 
 # Kernels are of Numba's types.
@@ -12,7 +11,19 @@ from __future__ import annotations
 
 from numba import cuda
 
-from dynk.kernels.common.numba_cuda_kernels import CHAIN, load
+from dynk.kernels.common.numba_cuda_kernels import load
+from dynk.kernels.common.numba_cuda_tiles import (
+    COLUMNS,
+    DEPTH,
+    EACH,
+    ROWS,
+    STEP,
+    add_strips,
+    added,
+    chosen,
+    merged,
+    tile,
+)
 from dynk.kernels.dilated.numba_cuda_terms import (
     GROUPS,
     HAS_BIAS,
@@ -32,47 +43,6 @@ from dynk.kernels.dilated.numba_cuda_terms import (
     sent,
 )
 
-ROWS, COLUMNS, DEPTH = 64, 16, 16
-BLOCK = 256
-EACH = ROWS * COLUMNS // BLOCK  # sums of a thread, STEP rows apart
-STEP = ROWS // EACH
-
-
-@cuda.jit(device=True)
-def _tile(rows, columns):
-    """Return the first row and column of a block's tile, and the number of its product."""
-    across = (columns + COLUMNS - 1) // COLUMNS
-    down = (rows + ROWS - 1) // ROWS
-    block = cuda.blockIdx.x
-    product = block // (across * down)
-    rest = block - product * across * down
-    row = rest // across
-    return row * ROWS, (rest - row * across) * COLUMNS, product
-
-
-@cuda.jit(device=True)
-def _add_strips(row_strip, column_strip, part0, part1, part2, part3):
-    """Add DEPTH terms to each of a thread's four sums and return them; all threads of a block must call."""
-    across = cuda.threadIdx.x % COLUMNS
-    down = cuda.threadIdx.x // COLUMNS
-    cuda.syncthreads()
-    for k in range(DEPTH):
-        factor = column_strip[k, across]
-        part0 += row_strip[k, down] * factor
-        part1 += row_strip[k, down + STEP] * factor
-        part2 += row_strip[k, down + 2 * STEP] * factor
-        part3 += row_strip[k, down + 3 * STEP] * factor
-    cuda.syncthreads()
-    return part0, part1, part2, part3
-
-
-@cuda.jit(device=True)
-def _chosen(e, sum0, sum1, sum2, sum3):
-    """Return one of a thread's sums; in an array they would leave the registers."""
-    if e < 2:
-        return sum0 if e == 0 else sum1
-    return sum2 if e == 2 else sum3
-
 
 @cuda.jit
 def dilation_forward_kernel(x, weight, choices, bias, out, g, rows, columns):
@@ -86,7 +56,7 @@ def dilation_forward_kernel(x, weight, choices, bias, out, g, rows, columns):
     outputs = g[O] // g[GROUPS]
     taps = g[KH] * g[KW]
     depth = inputs * taps
-    first_row, first_column, group = _tile(outputs, numbers)
+    first_row, first_column, group = tile(outputs, numbers)
     if group >= g[GROUPS]:
         return
     across = cuda.threadIdx.x % COLUMNS
@@ -94,8 +64,7 @@ def dilation_forward_kernel(x, weight, choices, bias, out, g, rows, columns):
     number = first_column + across
     n = number // pixels
     at = number - n * pixels
-    part0 = part1 = part2 = part3 = zero
-    total0 = total1 = total2 = total3 = zero
+    zeros = totals = parts = (zero, zero, zero, zero)
     for first in range(0, depth, DEPTH):
         for e in range(EACH):
             row = first_row + down + e * STEP
@@ -110,19 +79,15 @@ def dilation_forward_kernel(x, weight, choices, bias, out, g, rows, columns):
             c = k // taps
             value, _ = column(x, choices, g, rows, columns, n, at, group * inputs + c, k - c * taps)
         column_strip[down, across] = value
-        part0, part1, part2, part3 = _add_strips(row_strip, column_strip, part0, part1, part2, part3)
-        if (first + DEPTH) % CHAIN == 0:
-            total0 += part0
-            total1 += part1
-            total2 += part2
-            total3 += part3
-            part0 = part1 = part2 = part3 = zero
+        parts = add_strips(row_strip, column_strip, parts)
+        totals, parts = merged(totals, parts, first + DEPTH, zeros)
+    sums = added(totals, parts)
     if number < numbers:
         for e in range(EACH):
             row = first_row + down + e * STEP
             if row < outputs:
                 o = group * outputs + row
-                result = _chosen(e, total0 + part0, total1 + part1, total2 + part2, total3 + part3)
+                result = chosen(sums, e)
                 if result - result != zero:
                     result = output(x, weight, choices, g, rows, columns, n, o, at)
                 if g[HAS_BIAS]:
@@ -142,7 +107,7 @@ def dilation_backward_x_kernel(grad_out, weight, choices, grad_x, g, rows, colum
     outputs = g[O] // g[GROUPS]
     taps = g[KH] * g[KW]
     depth = outputs * taps
-    first_row, first_column, group = _tile(inputs, numbers)
+    first_row, first_column, group = tile(inputs, numbers)
     if group >= g[GROUPS]:
         return
     across = cuda.threadIdx.x % COLUMNS
@@ -150,8 +115,7 @@ def dilation_backward_x_kernel(grad_out, weight, choices, grad_x, g, rows, colum
     number = first_column + across
     n = number // plane
     place = number - n * plane
-    part0 = part1 = part2 = part3 = zero
-    total0 = total1 = total2 = total3 = zero
+    zeros = totals = parts = (zero, zero, zero, zero)
     for first in range(0, depth, DEPTH):
         for e in range(EACH):
             row = first_row + down + e * STEP
@@ -167,19 +131,15 @@ def dilation_backward_x_kernel(grad_out, weight, choices, grad_x, g, rows, colum
             o = k // taps
             value = sent(grad_out, choices, g, rows, columns, n, place, group * outputs + o, k - o * taps)
         column_strip[down, across] = value
-        part0, part1, part2, part3 = _add_strips(row_strip, column_strip, part0, part1, part2, part3)
-        if (first + DEPTH) % CHAIN == 0:
-            total0 += part0
-            total1 += part1
-            total2 += part2
-            total3 += part3
-            part0 = part1 = part2 = part3 = zero
+        parts = add_strips(row_strip, column_strip, parts)
+        totals, parts = merged(totals, parts, first + DEPTH, zeros)
+    sums = added(totals, parts)
     if number < numbers:
         for e in range(EACH):
             row = first_row + down + e * STEP
             if row < inputs:
                 c = group * inputs + row
-                result = _chosen(e, total0 + part0, total1 + part1, total2 + part2, total3 + part3)
+                result = chosen(sums, e)
                 if result - result != zero:
                     result = grad_pixel(grad_out, weight, choices, g, rows, columns, n, c, place)
                 grad_x[(n * g[C] + c) * plane + place] = result
@@ -197,7 +157,7 @@ def dilation_backward_weight_kernel(grad_out, x, choices, partial, g, rows, colu
     outputs = g[O] // g[GROUPS]
     taps = g[KH] * g[KW]
     filters = inputs * taps
-    first_row, first_column, product = _tile(outputs, filters)
+    first_row, first_column, product = tile(outputs, filters)
     chunk = product // g[GROUPS]
     group = product - chunk * g[GROUPS]
     if chunk >= chunks:
@@ -209,8 +169,7 @@ def dilation_backward_weight_kernel(grad_out, x, choices, partial, g, rows, colu
     down = cuda.threadIdx.x // COLUMNS
     filter_at = first_column + down
     c = filter_at // taps
-    part0 = part1 = part2 = part3 = zero
-    total0 = total1 = total2 = total3 = zero
+    zeros = totals = parts = (zero, zero, zero, zero)
     for first in range(begin, end, DEPTH):
         # Neighbouring threads load neighbouring pixels.
         number = first + across
@@ -226,20 +185,16 @@ def dilation_backward_weight_kernel(grad_out, x, choices, partial, g, rows, colu
         if filter_at < filters and number < end:
             value, _ = column(x, choices, g, rows, columns, n, at, group * inputs + c, filter_at - c * taps)
         column_strip[across, down] = value
-        part0, part1, part2, part3 = _add_strips(row_strip, column_strip, part0, part1, part2, part3)
-        if (first - begin + DEPTH) % CHAIN == 0:
-            total0 += part0
-            total1 += part1
-            total2 += part2
-            total3 += part3
-            part0 = part1 = part2 = part3 = zero
+        parts = add_strips(row_strip, column_strip, parts)
+        totals, parts = merged(totals, parts, first - begin + DEPTH, zeros)
+    sums = added(totals, parts)
     k = first_column + across
     if k < filters:
         for e in range(EACH):
             row = first_row + down + e * STEP
             if row < outputs:
                 o = group * outputs + row
-                result = _chosen(e, total0 + part0, total1 + part1, total2 + part2, total3 + part3)
+                result = chosen(sums, e)
                 if result - result != zero:
                     result = grad_filter(grad_out, x, choices, g, rows, columns, o, k, begin, end, 1)
                 partial[(chunk * g[O] + o) * filters + k] = result

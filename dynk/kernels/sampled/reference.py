@@ -110,7 +110,7 @@ def ls_dfn_magnitude(
 def _dynamic_sample(g: SampleGeometry, a: int, b: int, x: Array, kernel: Array) -> Array:
     total = np.zeros((g.N, g.O, g.H, g.W))
     for i, j, dy, dx in _taps(g, a, b):
-        terms = np.einsum("nchw,nochw->nohw", _shifted(x, dy, dx), kernel[:, :, :, i, j])
+        terms = _sum(_shifted(x, dy, dx)[:, None] * kernel[:, :, :, i, j], 2)
         total += np.where(_inside(g, dy, dx), terms, 0.0)
     return total
 
@@ -121,7 +121,7 @@ def _dynamic_gradients(g: SampleGeometry, grad_out: Array, x: Array, kernel: Arr
         grad, chosen = _grad_of_sample(g, a, b, grad_out, choice)
         for i, j, dy, dx in _taps(g, a, b):
             seen = (chosen & _inside(g, dy, dx))[:, :, None]
-            to_x = np.where(seen, grad[:, :, None] * kernel[:, :, :, i, j], 0.0).sum(1)
+            to_x = _sum(np.where(seen, grad[:, :, None] * kernel[:, :, :, i, j], 0.0), 1)
             grad_x += _shifted(to_x, -dy, -dx)
             grad_kernel[:, :, :, i, j] += np.where(seen, grad[:, :, None] * _shifted(x, dy, dx)[:, None], 0.0)
     return grad_x, grad_kernel
@@ -135,7 +135,7 @@ def _unweighted(
 ) -> Array:
     """Return sample (a, b) before its sample attention."""
     total = np.zeros((g.N, g.O, g.H, g.W))
-    channel_sum = x.sum(1, keepdims=True)
+    channel_sum = _sum(x, 1)[:, None]
     for i, j, dy, dx in _shared_taps(g, a, b):
         weight = _position_weight(g, a, b, i, j, position_attention)
         terms = _shared_filter(g, i, j, within) * weight * _shifted(channel_sum, dy, dx)
@@ -147,7 +147,7 @@ def _unweighted(
 
 def _mixed(g: SampleGeometry, a: int, b: int, x: Array, across: Array, position_attention: Any) -> Any:
     """Return the centre tap of sample (a, b), mixed by `across`."""
-    mixed = np.einsum("nochw,nchw->nohw", across, _shifted(x, *_centre(g, a, b)))
+    mixed = _sum(across * _shifted(x, *_centre(g, a, b))[:, None], 2)
     return mixed * _position_weight(g, a, b, *_centre_tap(g), position_attention)
 
 
@@ -164,7 +164,7 @@ def _gradients(g: SampleGeometry, grad_out: Array, arrays: tuple[Any, ...], choi
     grads: Any = tuple(None if array is None else np.zeros_like(array) for array in arrays)
     grad_x, grad_across, grad_within, grad_sample_attention, grad_position_attention = grads
     grad_sum = np.zeros((g.N, 1, g.H, g.W))
-    channel_sum = x.sum(1, keepdims=True)
+    channel_sum = _sum(x, 1)[:, None]
     ci, cj = _centre_tap(g)
     for a, b in _grid(g):
         grad_sample, chosen = _grad_of_sample(g, a, b, grad_out, choice)
@@ -180,7 +180,7 @@ def _gradients(g: SampleGeometry, grad_out: Array, arrays: tuple[Any, ...], choi
             image = _shifted(channel_sum, dy, dx)
             shared = _shared_filter(g, i, j, within)
             weighted = grad * _position_weight(g, a, b, i, j, position_attention)
-            grad_sum += _shifted(np.where(seen, weighted * shared, 0.0).sum(1, keepdims=True), -dy, -dx)
+            grad_sum += _shifted(_sum(np.where(seen, weighted * shared, 0.0), 1)[:, None], -dy, -dx)
             if grad_within is not None:
                 grad_within[:, :, i, j] += np.where(seen, weighted * image, 0.0)
             if grad_position_attention is not None:
@@ -188,7 +188,7 @@ def _gradients(g: SampleGeometry, grad_out: Array, arrays: tuple[Any, ...], choi
                 grad_position_attention[:, :, i, j] += _shifted(terms, *back)
         if across is not None:
             weighted = grad * _position_weight(g, a, b, ci, cj, position_attention)
-            to_x = np.where(centred[:, :, None], weighted[:, :, None] * across, 0.0).sum(1)
+            to_x = _sum(np.where(centred[:, :, None], weighted[:, :, None] * across, 0.0), 1)
             grad_x += _shifted(to_x, *back)
             here = _shifted(x, *centre)[:, None]
             grad_across += np.where(centred[:, :, None], weighted[:, :, None] * here, 0.0)
@@ -232,7 +232,12 @@ def _read(g: SampleGeometry, a: int, b: int, dy: int, dx: int) -> Inside:
     return _inside(g, dy, dx)
 
 
-# ---- samples, taps and reductions ------------------------------------------------------------------------------------
+# ---- sums, samples, taps and reductions -----------------------------------------------------------------------------
+
+
+def _sum(terms: Array, axis: int) -> Any:
+    """Sum over channels; pairwise, which NumPy does along contiguous terms only."""
+    return np.ascontiguousarray(np.moveaxis(terms, axis, -1)).sum(-1)
 
 
 def _grid(g: SampleGeometry) -> Iterator[tuple[int, int]]:

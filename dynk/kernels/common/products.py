@@ -6,10 +6,14 @@ CHAIN products are summed in registers, then merged.
 
 from __future__ import annotations
 
+import numpy as np
+
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined
-from dynk.kernels.dilated.cpu_tiles import VECTORS, ceil_div
+from dynk.kernels.common.numeric import load, store
 
+VECTORS = 3  # of pixels that a product takes at once
+PANELS = 4  # of VECTORS vectors each that a tile of pixels has
 ROWS = 8
 CHAIN = 64
 
@@ -17,6 +21,33 @@ _EIGHT = (0, 1, 2, 3, 4, 5, 6, 7)
 _THREE = (0, 1, 2)
 _COLUMN_OF_ALL, _COLUMN_OF_EIGHT = _THREE * ROWS, (0,) * ROWS
 _ROW_OF_ALL = tuple(k // VECTORS for k in range(ROWS * VECTORS))
+
+
+@inlined
+def ceil_div(a, b):  # type: ignore[no-untyped-def]
+    """Return a / b, rounded up; a may be negative."""
+    return -(-a // b)
+
+
+@inlined
+def tile_pixels(like):  # type: ignore[no-untyped-def]
+    """Return the most pixels of a tile."""
+    return PANELS * VECTORS * vector.lanes(like)
+
+
+@inlined
+def everywhere(count):  # type: ignore[no-untyped-def]
+    """Return masks of all lanes."""
+    masks = np.empty(count, np.int64)
+    for k in range(count):
+        masks[k] = -1
+    return masks
+
+
+@inlined
+def place(k, v, rows, panel, like):  # type: ignore[no-untyped-def]
+    """Return where vector v of row k stands among panels of `rows` rows of `panel` vectors."""
+    return ((v // panel * rows + k) * panel + v % panel) * vector.lanes(like)
 
 
 @inlined
@@ -91,3 +122,57 @@ def add_to(sums, more):  # type: ignore[no-untyped-def]
     for k in range(0, sums.size, size):
         vector.store(sums, k, vector.add(vector.load(sums, k), vector.load(more, k)))
         vector.store(more, k, zero)
+
+
+@inlined
+def load_planes(array, start, plane, planes, pixels, to):  # type: ignore[no-untyped-def]
+    """Copy `pixels` numbers of each of some planes, from `start` of the first on, to the rows of panels."""
+    size = vector.lanes(to)
+    for row in range(planes):
+        for v in range(ceil_div(pixels, size)):
+            here = start + row * plane + v * size
+            values = vector.load_where(array, here, 1, vector.between(0, pixels - v * size))
+            vector.store(to, place(row, v, planes, VECTORS, to), values)
+
+
+@inlined
+def transpose_planes(array, start, plane, planes, pixels, to):  # type: ignore[no-untyped-def]
+    """Copy what `load_planes` does, pixel by pixel: a tile has a row for each. Return whether all are finite."""
+    size = vector.lanes(to)
+    zero = vector.zeros(to, 0)
+    check = zero
+    for v in range(ceil_div(planes, size)):
+        mask = vector.between(0, planes - v * size)
+        for pixel in range(pixels):
+            values = vector.load_where(array, start + v * size * plane + pixel, plane, mask)
+            check = vector.fma(values, zero, check)  # 0 unless a value is not finite
+            vector.store(to, place(pixel, v, tile_pixels(to), VECTORS, to), values)
+    return vector.total(check) == 0
+
+
+@inlined
+def add_shares(partials, shares, first, end, sums):  # type: ignore[no-untyped-def]
+    """Write the sums, from `first` to `end`, of arrays of partial sums that follow each other."""
+    for k in range(first, end):
+        total = load(partials, k)
+        for share in range(1, shares):
+            total += load(partials, share * sums.size + k)
+        store(sums, k, total)
+
+
+@inlined
+def sum_planes(array, first, step, planes, plane, like):  # type: ignore[no-untyped-def]
+    """Return the sum of every `step`-th plane from `first` on: chains of vectors, sums of chains, the sum of these."""
+    size = vector.lanes(like)
+    chain = some = total = vector.zeros(like, 0)
+    terms = 0
+    for n in range(planes):
+        for k in range(0, plane, size):
+            mask = vector.between(0, plane - k)
+            chain = vector.add(vector.load_where(array, (first + n * step) * plane + k, 1, mask), chain)
+            terms += 1
+            if terms % CHAIN == 0:
+                some, chain = vector.add(chain, some), vector.zeros(like, 0)
+            if terms % (CHAIN * CHAIN) == 0:
+                total, some = vector.add(some, total), vector.zeros(like, 0)
+    return vector.total(vector.add(total, vector.add(some, chain)))

@@ -1,0 +1,1 @@
+"""Kernels of `dynk.deformable`: `deformable_conv2d` and `sample_kernel`."""

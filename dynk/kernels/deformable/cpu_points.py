@@ -1,0 +1,201 @@
+"""Tiles of output pixels, and the points that their taps read, in the image or in the scope of the kernel.
+
+A tile is a row of pixels that follow each other in the output, across the ends of its rows too. What belongs to a pixel
+of it and a tap has the number tap * tile_pixels + pixel in every array of `Points`.
+
+On each axis a point lies between two positions, `low` and the next one, `high`. Where the first is outside, as left of
+the image, the other is called `low` and there is no `high`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dynk.kernels.common import vector
+from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.numeric import accumulators, load
+from dynk.kernels.common.products import ceil_div, tile_pixels
+from dynk.kernels.deformable.geometry import FAR, DeformGeometry
+
+# What `Points.flags` tells of the rows; of the columns these bits are COLUMN times as high.
+READ = 1  # the point has a value
+MOVES = 2  # the value has a derivative
+LOW = 4  # there is a low position
+HIGH = 8  # there is a high position
+BELOW = 16  # there is no position below the point
+COLUMN = 32
+
+READS = READ + READ * COLUMN
+CORNERS = (LOW + LOW * COLUMN, LOW + HIGH * COLUMN, HIGH + LOW * COLUMN, HIGH + HIGH * COLUMN)
+
+
+class Tile(NamedTuple):
+    """Some pixels of image n."""
+
+    n: int
+    first: int  # number of the first pixel within the output
+    pixels: int
+    vectors: int
+    flat: bool  # whether pixels that follow each other read elements that do, where there are no offsets
+    rows: Any  # row of the image that a tap of row 0 reads, for each pixel
+    columns: Any
+    origin: Any  # zeros
+
+
+class Points(NamedTuple):
+    """Where taps read; the low positions first."""
+
+    rows: Any
+    columns: Any
+    elements: Any  # rows * extent + columns
+    places: Any  # the same in int32
+    low_y: Any  # weights of the positions
+    high_y: Any
+    low_x: Any
+    high_x: Any
+    flags: Any
+
+
+@inlined
+def deform_geometry(a):  # type: ignore[no-untyped-def]
+    """Return the named integers of a geometry array."""
+    return DeformGeometry(
+        a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16],
+        a[17], a[18], a[19], a[20], a[21], a[22], a[23], a[24],
+    )  # fmt: skip
+
+
+@inlined
+def tile_of(n, first, end, like, g):  # type: ignore[no-untyped-def]
+    """Return the tile of the pixels from `first` on, before `end`."""
+    pixels = min(end - first, tile_pixels(like))
+    flat = g.stride_h == 1 and g.stride_w == 1 and g.Wo == g.W
+    width = tile_pixels(like)
+    rows, columns, origin = np.zeros(width, np.int32), np.zeros(width, np.int32), np.zeros(width, np.int32)
+    for k in range(pixels):
+        rows[k] = (first + k) // g.Wo * g.stride_h - g.pad_h
+        columns[k] = (first + k) % g.Wo * g.stride_w - g.pad_w
+    return Tile(n, first, pixels, ceil_div(pixels, vector.lanes(like)), flat, rows, columns, origin)
+
+
+@inlined
+def points_of(like, wanted, g):  # type: ignore[no-untyped-def]
+    """Return room for the points of a tile, or none."""
+    count = g.kh * g.kw * tile_pixels(like) if wanted else 0
+    return Points(
+        np.zeros(count, np.int32),
+        np.zeros(count, np.int32),
+        np.zeros(count, np.int64),
+        np.zeros(count, np.int32),
+        accumulators(like, count),
+        accumulators(like, count),
+        accumulators(like, count),
+        accumulators(like, count),
+        np.zeros(count, np.int32),
+    )
+
+
+@inlined
+def place_in_image(tile, data_offset, block, first_row, end_row, points, g):  # type: ignore[no-untyped-def]
+    """Set the points of a block of channels in the image.
+
+    Without offsets of the data, of the image only the rows from `first_row` on, before `end_row`, are there.
+    """
+    width, taps, plane = tile.rows.size, g.kh * g.kw, g.Ho * g.Wo
+    for t in range(taps):
+        down, across = t // g.kw * g.dil_h, t % g.kw * g.dil_w
+        _clear(points, t * width, width)
+        if g.has_data != 0:
+            start = (((tile.n * g.Gd + block) * taps + t) * 2) * plane + tile.first
+            _place(
+                data_offset, start, 0, tile.rows, down, g.H, 0, tile.pixels,
+                points.rows, points.low_y, points.high_y, points.flags, t * width, 1,
+            )  # fmt: skip
+            _place(
+                data_offset, start + plane, 0, tile.columns, across, g.W, 0, tile.pixels,
+                points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN,
+            )  # fmt: skip
+        else:
+            for k in range(tile.pixels):
+                row, column = tile.rows[k] + down, tile.columns[k] + across
+                there = (row >= first_row) & (row < end_row) & (column >= 0) & (column < g.W)
+                points.rows[t * width + k] = row
+                points.columns[t * width + k] = column
+                points.flags[t * width + k] = CORNERS[0] + READS if there else 0
+        _number(points, t * width, tile.pixels, g.W)
+
+
+@inlined
+def place_in_scope(tile, kernel_offset, block, points, g):  # type: ignore[no-untyped-def]
+    """Set the points of a block of channels in the scope of the kernel."""
+    width, taps, plane = tile.rows.size, g.kh * g.kw, g.Ho * g.Wo
+    for t in range(taps):
+        start = (((tile.n * g.Gk + block) * taps + t) * 2) * plane + tile.first
+        down, across = t // g.kw + ((g.Sh - g.kh) >> 1), t % g.kw + ((g.Sw - g.kw) >> 1)
+        _clear(points, t * width, width)
+        _place(
+            kernel_offset, start, (g.Sh - g.kh) % 2, tile.origin, down, g.Sh, g.clip, tile.pixels,
+            points.rows, points.low_y, points.high_y, points.flags, t * width, 1,
+        )  # fmt: skip
+        _place(
+            kernel_offset, start + plane, (g.Sw - g.kw) % 2, tile.origin, across, g.Sw, g.clip, tile.pixels,
+            points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN,
+        )  # fmt: skip
+        _number(points, t * width, tile.pixels, g.Sw)
+
+
+@inlined
+def _clear(points, start, count):  # type: ignore[no-untyped-def]
+    for k in range(start, start + count):
+        points.flags[k] = 0
+        points.low_y[k] = 0
+        points.high_y[k] = 0
+        points.low_x[k] = 0
+        points.high_x[k] = 0
+
+
+@inlined
+def _number(points, start, count, width):  # type: ignore[no-untyped-def]
+    for k in range(start, start + count):
+        element = np.int64(points.rows[k]) * width + points.columns[k]
+        points.elements[k] = element
+        points.places[k] = element
+
+
+@inlined
+def _place(  # type: ignore[no-untyped-def]
+    offsets, start, halves, bases, shift, extent, clip, count, cells, low, high, flags, to, scale
+):
+    """Set a coordinate of `count` points: base + shift + offset, and so many halves more.
+
+    Written for the compiler to make vectors of.
+    """
+    numbers = np.zeros(3, low.dtype)  # a literal would be a float64
+    numbers[1], numbers[2] = 1, halves / 2
+    zero, one, half = numbers[0], numbers[1], numbers[2]
+    for k in range(count):
+        offset = load(offsets, start + k) + half
+        floor = np.floor(offset)
+        unknown, near = offset != offset, np.abs(offset) <= FAR
+        cell = bases[k] + shift + np.int64(floor) if near else (extent if offset > zero else -2)
+        fraction = offset - floor if near else zero
+        if clip != 0:
+            moves = (cell >= 0) & (cell < extent - 1)
+            fraction = fraction if moves else zero
+            cell = min(max(cell, 0), extent - 1)
+            read = True
+        else:
+            moves = (cell >= -1) & (cell < extent)
+            read = moves & ((cell >= 0) | (fraction > zero))
+        below = cell == -1
+        has_high = (cell >= 0) & (cell < extent - 1)
+        weight = fraction if below else one - fraction
+        there = (read | moves) & ~unknown
+        low[to + k] = (weight if there else zero) if not unknown else offset
+        high[to + k] = (fraction if has_high else zero) if not unknown else offset
+        cells[to + k] = cell if there & ~below else 0
+        bits = (READ if read | unknown else 0) + (MOVES if moves | unknown else 0)
+        bits += (LOW if there else 0) + (HIGH if there & has_high else 0) + (BELOW if there & below else 0)
+        flags[to + k] += bits * scale

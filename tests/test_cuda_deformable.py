@@ -1,0 +1,289 @@
+"""The CUDA kernels of `deformable_conv2d` and `sample_kernel` on the emulator: the paths that shapes and options choose."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_emulator import ORDERS, emulated, emulator_unavailable
+from emulated import EmulatedCupy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynk.deformable import DEFORMABLE_CONV2D, SAMPLE_KERNEL
+from dynk.kernels.common import cuda_launch
+from dynk.kernels.common.dtypes import ITEMSIZE, accumulator
+from dynk.kernels.deformable import cupy_raw_deform, cupy_raw_sample
+from dynk.kernels.deformable.geometry import WORKSPACE, DeformGeometry
+from dynk.testing import Call, assert_close, rounded, strategies
+
+emulation = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulator_unavailable()))
+CASES = [(op, dtype) for op in (DEFORMABLE_CONV2D, SAMPLE_KERNEL) for dtype in cuda_launch.ELEMENT]
+
+
+def check(call: Call, grad_out: Any = None) -> EmulatedCupy:
+    """Assert that results agree with the reference; return the runtime."""
+    runtime = EmulatedCupy(call.op)
+    if 0 in call.plan.out_shape:
+        return runtime  # such calls launch nothing
+    grad_out = normal(call.plan.dtype, *call.plan.out_shape) if grad_out is None else grad_out
+    assert_close(runtime.forward(call), *call.expected_forward())
+    gradients = runtime.backward(call, grad_out)
+    for name, gradient, *bounds in zip(call.op.arrays, gradients, *call.expected_backward(grad_out), strict=True):
+        if gradient is not None:
+            assert_close(gradient, *bounds, what=name)
+    return runtime
+
+
+def normal(dtype: str, *shape: int) -> Any:
+    return rounded(np.random.default_rng([*shape]).standard_normal(shape), dtype)
+
+
+def call_of(
+    dtype: str,
+    image: tuple[int, int, int, int],
+    outputs: int,
+    *,
+    scope: tuple[int, int] = (4, 4),
+    k: tuple[int, int] = (3, 3),
+    moves: str = "kernel data mask",
+    Gk: int = 1,
+    Gd: int = 1,
+    reach: float = 1.0,
+    **options: Any,
+) -> Call:
+    """Return a call of normally distributed arrays, with a bias; `moves` names the offsets given."""
+    (N, C, H, W), stride, padding = image, options.get("stride", 1), options.get("padding", 1)
+    pixels = (H + 2 * padding - k[0]) // stride + 1, (W + 2 * padding - k[1]) // stride + 1
+
+    def offsets(blocks: int) -> Any:
+        return rounded(reach * np.random.default_rng(blocks).standard_normal((N, blocks, *k, 2, *pixels)), dtype)
+
+    arrays = (
+        normal(dtype, *image),
+        normal(dtype, outputs, C // options.get("groups", 1), *(scope if "kernel" in moves else k)),
+        offsets(Gk) if "kernel" in moves else None,
+        offsets(Gd) if "data" in moves else None,
+        normal(dtype, N, Gd, *k, *pixels) if "mask" in moves else None,
+        normal(dtype, outputs),
+    )
+    return Call(DEFORMABLE_CONV2D, arrays, {"kernel_size": k, "padding": 1} | options)
+
+
+@emulation
+@pytest.mark.parametrize(("op", "dtype"), CASES)
+@given(data=st.data())
+def test_equals_reference(op: Any, dtype: str, data: st.DataObject) -> None:
+    special = data.draw(st.booleans())
+    call = data.draw(strategies.calls(op, dtype, allow_nan=special, allow_infinity=special, small=True))
+    grad_out = data.draw(strategies.grad_outs(call))
+    with emulated(order=data.draw(st.sampled_from(ORDERS)), seed=data.draw(st.integers(0, 99))):
+        check(call, grad_out)
+
+
+@emulation
+@pytest.mark.parametrize("dtype", list(cuda_launch.ELEMENT))
+def test_several_tiles_and_the_rest_of_one(dtype: str) -> None:
+    check(call_of(dtype, (2, 5, 7, 13), 66, moves="kernel"))
+    check(call_of(dtype, (1, 70, 6, 5), 3, k=(2, 2), moves="data mask"))
+    check(call_of(dtype, (2, 70, 6, 9), 70, groups=70))
+
+
+@emulation
+@pytest.mark.parametrize("moves", ["kernel", "data", "mask", "kernel data mask", ""])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_groups_and_strides(moves: str, groups: int, stride: int) -> None:
+    check(call_of("float32", (2, 6, 8, 9), 12, moves=moves, groups=groups, stride=stride, Gk=3, Gd=2, padding=2))
+
+
+@emulation
+@pytest.mark.parametrize("k", [(1, 1), (2, 5), (7, 7), (9, 8)])
+@pytest.mark.parametrize("scope", [(1, 1), (3, 4), (9, 9), (21, 20)])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_kernel_sizes_and_scopes(k: tuple[int, int], scope: tuple[int, int], groups: int) -> None:
+    call = call_of("float32", (1, 4, 9, 8), 4, k=k, scope=scope, moves="kernel data", groups=groups, reach=3.0)
+    check(call)
+
+
+@emulation
+@pytest.mark.parametrize("outputs", [4, 5])
+def test_which_calls_are_depthwise(outputs: int) -> None:
+    """Groups of one channel with few outputs, or with kernel offsets, whose rules differ from those of dense ones."""
+    names = [
+        {name.partition("<")[0] for name in check(call_of("float32", (1, 2, 5, 6), 2 * outputs, groups=2, moves=m)).launched}
+        for m in ("data", "kernel")
+    ]
+    assert ["deform_columns" not in found for found in names] == [outputs == 4, True]
+
+
+@emulation
+@pytest.mark.parametrize("dtype", list(cuda_launch.ELEMENT))
+@pytest.mark.parametrize("moves", ["kernel", "kernel data mask", "kernel mask"])
+@pytest.mark.parametrize("boundary", ["clip", "zeros"])
+def test_scopes_in_shared_memory(dtype: str, moves: str, boundary: str) -> None:
+    """Several blocks of outputs, of offsets and of pixels, the last of each with a rest."""
+    call = call_of(dtype, (2, 70, 5, 7), 70, groups=70, moves=moves, kernel_boundary=boundary, reach=2.0)
+    assert in_shared_memory(check(call)) == ["forward", "backward_weight"]
+    call = call_of(dtype, (1, 36, 6, 7), 72, groups=36, moves=moves, kernel_boundary=boundary, Gk=2, Gd=3, k=(2, 3))
+    assert in_shared_memory(check(call)) == ["forward", "backward_weight"]
+
+
+@emulation
+@pytest.mark.parametrize("k", [(1, 1), (5, 5), (7, 9), (8, 8), (13, 5)])
+@pytest.mark.parametrize("scope", [(2, 2), (5, 7), (9, 9), (11, 12), (30, 31)])
+def test_what_fits_shared_memory(k: tuple[int, int], scope: tuple[int, int]) -> None:
+    """As many taps at a time, and as many outputs, as fit; more than 64 taps or 128 positions take other kernels."""
+    call = call_of("float32", (1, 9, 13, 9), 9, k=k, scope=scope, moves="kernel data mask", groups=9, padding=4)
+    forward, backward = k != (13, 5) and scope != (30, 31), k != (13, 5) and scope[0] < 9
+    names = ["forward"] * forward + ["backward_weight"] * backward
+    assert in_shared_memory(check(call)) == names
+
+
+@emulation
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("boundary", ["clip", "zeros"])
+def test_scopes_in_shared_memory_skip_what_no_tap_reads(bad: float, boundary: str) -> None:
+    """What lies beyond the scope, outside the image or in the next output's filter is no factor of anything."""
+    call = call_of("float32", (1, 8, 5, 6), 8, groups=8, kernel_boundary=boundary, reach=2.0)
+    arrays = [array.copy() for array in call.arrays]
+    arrays[1][3] = arrays[0][0, 5] = bad
+    arrays[4][0, 0, 1, 1, 2:4] = bad
+    arrays[2][0, 0, 0, 0, :, 0] = bad
+    call = call.with_arrays(*arrays)
+    grad_out = normal("float32", *call.plan.out_shape)
+    grad_out[0, 6, 2] = bad
+    assert in_shared_memory(check(call, grad_out)) == ["forward", "backward_weight"]
+
+
+@emulation
+def test_sums_of_scopes_in_shared_memory_are_staged() -> None:
+    check(call_of("float32", (1, 8, 60, 60), 8, k=(1, 1), scope=(2, 2), moves="kernel", groups=8, padding=0))
+    check(call_of("float32", (1, 1, 90, 90), 1, k=(2, 2), scope=(1, 1), moves="kernel", groups=1))
+
+
+def in_shared_memory(cuda: EmulatedCupy) -> list[str]:
+    """Return the kernels of scopes in shared memory that were launched."""
+    prefix = "deform_scope_"
+    return [name.removeprefix(prefix).partition("<")[0] for name in cuda.launched if name.startswith(prefix)]
+
+
+@emulation
+def test_long_sums_are_staged() -> None:
+    check(call_of("float32", (1, 300, 3, 4), 2, moves="kernel"))
+    check(call_of("float32", (1, 130, 3, 4), 130, groups=130))
+    check(call_of("float32", (1, 2, 3, 4), 70, moves="kernel data"))
+    check(call_of("float32", (1, 1, 60, 60), 5, k=(1, 1), moves="data", padding=0))
+    check(call_of("float32", (1, 1, 60, 60), 1, k=(1, 1), scope=(2, 2), padding=0))
+
+
+@emulation
+@pytest.mark.parametrize("groups", [1, 4])
+def test_taps_that_all_reach_one_cell(groups: int) -> None:
+    """Thousands of terms in one element of the gradient of the image, none in the others."""
+    call = call_of("float32", (1, 4, 20, 20), 4, moves="data mask", groups=groups)
+    x, weight, _, offset, mask, bias = call.arrays
+    y, x_of = np.meshgrid(np.arange(20), np.arange(20), indexing="ij")
+    i, j = np.meshgrid(np.arange(3) - 1, np.arange(3) - 1, indexing="ij")
+    offset = offset.copy()
+    offset[0, 0, :, :, 0] = 7.25 - y - i[..., None, None]
+    offset[0, 0, :, :, 1] = 12.5 - x_of - j[..., None, None]
+    call = call.with_arrays(x, weight, None, offset, mask, bias)
+    check(call)
+    gradient = EmulatedCupy(call.op).backward(call, normal("float32", *call.plan.out_shape), ["x"])[0]
+    assert np.count_nonzero(gradient) == 4 * 4
+
+
+@emulation
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**30, 2.0**31])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("boundary", ["clip", "zeros"])
+def test_no_offset_reads_out_of_bounds(bad: float, groups: int, boundary: str) -> None:
+    call = call_of("float32", (1, 4, 5, 6), 4, groups=groups, kernel_boundary=boundary)
+    x, weight, kernel_offset, data_offset, mask, bias = call.arrays
+    for offset in (kernel_offset, data_offset):
+        offset[0, 0, 0, 1, 0, 2] = bad
+        offset[0, 0, 2, 2, 1, :, 3] = bad
+    check(call.with_arrays(x, weight, kernel_offset, data_offset, mask, bias))
+
+
+# ---- what is launched ------------------------------------------------------------------------------------------------
+
+DENSE_KERNELS = {
+    "x": ["deform_list", "deform_places", "deform_list", "deform_backward_columns", "deform_backward_x"],
+    "weight": ["deform_columns", "deform_backward_weight"],
+    "kernel_offset": ["deform_backward_columns", "deform_backward_kernel"],
+    "data_offset": ["deform_backward_columns", "deform_backward_data"],
+    "mask": ["deform_backward_columns", "deform_backward_data"],
+    "bias": ["deform_backward_bias", "sum_partials"],
+}
+
+
+@emulation
+@pytest.mark.parametrize("needs", [(), *[(name,) for name in DENSE_KERNELS]])
+def test_only_needed_gradients_are_launched(needs: tuple[str, ...]) -> None:
+    call = call_of("float32", (1, 4, 4, 5), 5)
+    cuda = EmulatedCupy(DEFORMABLE_CONV2D)
+    gradients = cuda.backward(call, normal("float32", 1, 5, 4, 5), needs)
+    assert [name.partition("<")[0] for name in cuda.launched] == [k for name in needs for k in DENSE_KERNELS[name]]
+    assert [gradient is not None for gradient in gradients] == [name in needs for name in call.op.arrays]
+
+
+def shrink(monkeypatch: pytest.MonkeyPatch, factor: int) -> None:
+    """Give the launch functions only a part of their workspace."""
+    for name in ("COLUMNS", "LISTS", "CARRIED", "PARTIAL"):
+        monkeypatch.setattr(cupy_raw_deform, name, getattr(cupy_raw_deform, name) // factor)
+
+
+@emulation
+@pytest.mark.parametrize("factor", [2**9, 2**11, 2**13, 2**14])
+@pytest.mark.parametrize(("dtype", "groups"), [("float32", 1), ("float32", 4), ("float16", 2), ("float64", 1)])
+def test_a_small_workspace_is_enough(factor: int, dtype: str, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit at once is done in parts: of images, of blocks, of channels, of pixels and of rows."""
+    shrink(monkeypatch, factor)
+    cuda = check(call_of(dtype, (3, 4, 10, 12), 4, groups=groups, Gd=2, Gk=2))
+    assert max(cuda.workspaces) * ITEMSIZE[accumulator(dtype)] <= WORKSPACE // factor // 2
+
+
+@emulation
+@pytest.mark.parametrize("groups", [1, 16])
+def test_order_of_threads_changes_no_bit(groups: int) -> None:
+    call = call_of("float32", (1, 16, 6, 11), 16, groups=groups, reach=3.0)
+    grad_out = normal("float32", *call.plan.out_shape)
+    results = []
+    for order in ORDERS:
+        with emulated(mode="fast", order=order, seed=5):
+            runtime = EmulatedCupy(DEFORMABLE_CONV2D)
+            arrays = runtime.forward(call), *runtime.backward(call, grad_out)
+            results.append([array.tobytes() for array in arrays])
+    assert all(other == results[0] for other in results)
+
+
+@emulation
+@pytest.mark.parametrize("groups", [1, 2])
+def test_large_tensors_get_64_bit_indices(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (cupy_raw_deform, cupy_raw_sample):
+        monkeypatch.setattr(module, "index_dtype", lambda *extents: np.dtype(np.int64))
+    cuda = check(call_of("float16", (1, 2, 5, 6), 6, groups=groups))
+    wide = [name for name in cuda.launched if not name.startswith("sum_partials")]
+    assert all("__half, long long" in name or name == "deform_places<long long>" for name in wide)
+    offset = normal("float16", 2, 1, 3, 3, 2)
+    cuda = check(Call(SAMPLE_KERNEL, (normal("float16", 2, 3, 4, 4), offset), {}))
+    assert all("__half, long long" in name for name in cuda.launched)
+
+
+def test_index_width_follows_the_largest_tensor() -> None:
+    def width(**extents: int) -> str:
+        g = DeformGeometry(*[1] * len(DeformGeometry._fields))._replace(**extents)
+        return cupy_raw_deform._index(g).name
+
+    assert width(N=2**8, C=2**10, H=2**6, W=2**6) == "int32"
+    assert width(N=2**8, C=2**10, H=2**6, W=2**7) == "int64"
+    assert width(N=2**8, O=2**10, Ho=2**6, Wo=2**7) == "int64"
+    assert width(N=2**8, Gk=2**6, kh=3, kw=3, Ho=2**8, Wo=2**8) == "int64"
+    assert width(N=2**8, Gd=2**6, kh=3, kw=3, Ho=2**8, Wo=2**8) == "int64"
+    assert width(O=2**15, C=2**12, Sh=4, Sw=4) == "int64"
+    assert width(H=2**20, kh=3, dil_h=2**29) == "int64"
+    assert width(W=2**20, pad_w=2**29) == "int64"
