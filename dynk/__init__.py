@@ -6,6 +6,7 @@ arrays, or CuPy ones on CUDA. Use `dynk_torch` and `dynk_jax` for functions that
 """
 
 from dynk._dispatch import backend, backends
+from dynk._plot_erf import plot_erf
 from dynk.decoupled import (
     DdfGradients,
     DdfUpsampleGradients,
