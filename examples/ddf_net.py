@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import dynk_torch
 import numpy as np
 import torch
+from dynk_torch.nn import DDF
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
@@ -39,32 +39,6 @@ SEEDS = (0, 1, 2)
 
 
 # ---- the networks ----------------------------------------------------------------------------------------------------
-
-
-class DDF(nn.Module):
-    """A decoupled dynamic filter: its spatial part is predicted from each pixel, its channel part from their mean."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        squeezed = int(channels * 0.2)
-        self.spatial = nn.Conv2d(channels, TAPS * TAPS, 1)
-        self.channel = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, squeezed, 1),
-            nn.ReLU(),
-            nn.Conv2d(squeezed, channels * TAPS * TAPS, 1),
-        )
-        gain = 2**0.5 / TAPS
-        self.register_buffer("gain", torch.tensor(gain))
-        self.scale = nn.Parameter(torch.randn(channels, TAPS, TAPS) * gain)
-
-    def filters(self, x: Tensor) -> Tensor:
-        """Return the spatial filters (N, 1, kh, kw, H, W)."""
-        return dynk_torch.filter_norm(self.spatial(x).unflatten(1, (1, TAPS, TAPS)), self.gain, axes=(2, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        channel = self.channel(x).reshape(*x.shape[:2], TAPS, TAPS)
-        return dynk_torch.ddf(x, self.filters(x), dynk_torch.filter_norm(channel, self.scale, axes=(2, 3)))
 
 
 def convolution(channels: int) -> nn.Module:
@@ -226,7 +200,8 @@ def draw(contenders: list[Contender], network: nn.Sequential, test: Digits, path
     shown = test.images[:4]
     block: Any = network[1]
     with torch.no_grad():
-        filters = block.middle.filters(block.before(network.eval()[0](shown)))
+        predicted = block.middle.spatial_branch(block.before(network.eval()[0](shown)))
+        filters = block.middle.spatial_norm(predicted.unflatten(1, (1, TAPS, TAPS)))
     centre = TAPS // 2
     rows = [("picture", shown[:, 0], "gray"), ("centre tap", filters[:, 0, centre, centre], "coolwarm")]
     for row, (title, values, colours) in zip(right.subplots(len(rows), len(shown)), rows, strict=True):

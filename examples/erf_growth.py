@@ -137,10 +137,9 @@ def accuracy(network: Network, images: Tensor, labels: Tensor) -> float:
 
 def receptive_field(network: Network, images: Tensor, depth: int = LAYERS) -> Array:
     """Return |d out / d picture| of the centre after `depth` layers, the mean over pictures (SIZE, SIZE), of sum 1."""
-    images = images.clone().requires_grad_()
-    centre = network.features(images, depth)[:, :, SIZE // 2, SIZE // 2]
-    (grad,) = torch.autograd.grad(centre.sum(), images)
-    field = grad.abs().mean((0, 1)).numpy()
+    centre = (SIZE // 2, SIZE // 2)
+    fields = dynk_torch.effective_receptive_field(lambda x: network.features(x, depth), images, centre)
+    field = fields.mean(0).numpy()
     return np.asarray(field / field.sum(), np.float32)
 
 
