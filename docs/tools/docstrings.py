@@ -11,19 +11,24 @@ import griffe
 _EQUATION = re.compile(r"^( *)\.\. math::\n((?:\1 +.*\n|\n)+)", re.MULTILINE)
 # The parser would take the first of these for the default, whatever the signature says.
 _CHOICES = re.compile(r"^(\s*\w[\w, ]* : )\{([^{}]+)\}", re.MULTILINE)
+_TABLE = re.compile(r"^( *)=+(?: +=+)+\n(?:\1.*\n)+?\1=+(?: +=+)+\n(?:\1.*\n)*?\1=+(?: +=+)+$", re.MULTILINE)
 _TIMES = re.compile(r"(?<=[\w)])\*(?=[\w(])")
 _DOCTEST = re.compile(r"\s*(>>>|\.\.\.) ")
 
 
 def markdown(text: str) -> str:
-    """Return a docstring with its equations fenced, its choices in words and its multiplications no emphasis."""
+    """Return a docstring with equations and tables fenced, choices in words and multiplications escaped."""
 
     def equation(found: re.Match[str]) -> str:
         lines = dedent(found[2]).strip("\n")
         return indent(f"```math\n{lines}\n```\n\n", found[1])
 
+    def table(found: re.Match[str]) -> str:
+        return indent(f"```text\n{dedent(found[0])}\n```", found[1])
+
     lines = [line if _DOCTEST.match(line) else _multiplications(line) for line in text.split("\n")]
-    return _EQUATION.sub(equation, _CHOICES.sub(r"\1one of \2", "\n".join(lines)))
+    text = _CHOICES.sub(r"\1one of \2", "\n".join(lines))
+    return _TABLE.sub(table, _EQUATION.sub(equation, text))
 
 
 def _multiplications(line: str) -> str:

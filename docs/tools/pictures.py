@@ -155,6 +155,39 @@ def _gumbel_softmax(rng: np.random.Generator) -> Figure:
     return figure
 
 
+def _deformable_conv2d(rng: np.random.Generator) -> Figure:
+    x, scope = np.zeros((1, 1, SIZE, SIZE)), 1 + rng.uniform(0, 1, (1, 1, 4, 4))
+    moved = rng.uniform(-1.2, 1.2, (2, 1, 1, 3, 3, 2, SIZE, SIZE))
+    kernel = np.array([[[[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]]])
+    figure, panels = _panels(["no offsets", "kernel offsets:\nother weights", "data offsets:\nother pixels", "both"])
+    cases = (
+        (kernel, None, None),
+        (scope, moved[0], None),
+        (kernel, None, 2 * moved[1]),
+        (scope, moved[0], 2 * moved[1]),
+    )
+    for axes, (weight, of_kernel, of_data) in zip(panels, cases, strict=True):
+        arrays = (x, weight, of_kernel, of_data)
+        grad = dynk.deformable_conv2d_backward(_one_hot(x.shape, AT), *arrays, padding=1, needs=["x"])
+        _show(axes, grad.x[0, 0], [AT])
+    return figure
+
+
+def _sample_kernel(rng: np.random.Generator) -> Figure:
+    scope = np.exp(-np.hypot(*(np.mgrid[:5, :5] - 2.0)))
+    offsets = rng.uniform(-0.8, 0.8, (1, 1, 3, 3, 2))
+    points = np.mgrid[:3, :3].transpose(1, 2, 0) + 1
+    figure, panels = _panels(
+        ["scope 5 x 5, points of\n3 x 3 taps", "sampled", "the points moved\nby offsets", "sampled"]
+    )
+    for (place, result), moved in zip((panels[:2], panels[2:]), (np.zeros_like(offsets), offsets), strict=True):
+        _show(place, scope)
+        y, x = (points + moved[0, 0]).reshape(-1, 2).T + 0.5  # the centre of a square
+        place.plot(x, y, "k.")
+        _show(result, dynk.sample_kernel(scope[None, None], moved)[0, 0, 0], numbers=True)
+    return figure
+
+
 PICTURES: dict[str, Callable[[np.random.Generator], Figure]] = {
     "ddf": _ddf,
     "ddf_upsample": _ddf_upsample,
@@ -163,4 +196,6 @@ PICTURES: dict[str, Callable[[np.random.Generator], Figure]] = {
     "ls_dfn": _ls_dfn,
     "adaptive_dilation_conv2d": _adaptive_dilation_conv2d,
     "gumbel_softmax": _gumbel_softmax,
+    "deformable_conv2d": _deformable_conv2d,
+    "sample_kernel": _sample_kernel,
 }
