@@ -87,7 +87,7 @@ def test_digits_are_drawn_at_their_size_and_turned() -> None:
     corner = torch.zeros(3, 1, 8, 8)
     corner[:, :, :4, :4] = 1  # above and left of the middle
     pictures = digits.drawn(corner, torch.tensor([1.0, 2.0, 2.0]), torch.tensor([0.0, 0.0, torch.pi / 2]))
-    for picture, count, quarter in zip(pictures[:, 0], (4, 8, 8), ((0, 0), (0, 0), (0, 1)), strict=True):
+    for picture, count, quarter in zip(pictures[:, 0], (4, 8, 8), ((0, 0), (0, 0), (1, 0)), strict=True):
         middle = digits.SIZE // 2
         there = picture.reshape(2, middle, 2, middle).sum((1, 3))
         assert there.argmax().item() == 2 * quarter[0] + quarter[1]
