@@ -11,6 +11,8 @@ import pytest
 from test_cpu_kernels import FUSED, run
 
 import dynk
+from dynk.deformable import DEFORMABLE_CONV2D
+from dynk.testing import Call, assert_close
 
 COUNT = """
 import re, numba
@@ -73,6 +75,28 @@ def test_results_do_not_depend_on_the_number_of_threads():
             numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
     for one, two in zip(*results, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("padding", [(0, 1), (1, 1), (2, 1)])
+@pytest.mark.parametrize("boundary", ["clip", "zeros"])
+def test_kernels_in_registers_of_images_taller_or_shorter_than_the_output(padding, boundary):
+    rng, pixels = np.random.default_rng(0), (4 + 2 * padding[0], 17)
+
+    def draw(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    arrays = draw(2, 3, 6, 17), draw(3, 1, 4, 4), draw(2, 3, 3, 3, 2, *pixels), None, None, draw(3)
+    call = Call(
+        DEFORMABLE_CONV2D,
+        arrays,
+        {"kernel_size": 3, "padding": padding, "groups": 3, "kernel_boundary": boundary},
+    )
+    assert_close(call.forward(backend="cpu"), *call.expected_forward())
+    grad_out = draw(2, 3, *pixels)
+    gradients = call.backward(grad_out, backend="cpu")
+    for gradient, *expected in zip(gradients, *call.expected_backward(grad_out), strict=True):
+        if gradient is not None:
+            assert_close(gradient, *expected)
 
 
 WORKSPACE = """

@@ -173,13 +173,14 @@ def _add_scope(  # type: ignore[no-untyped-def]
         by_row, by_column = _slope_shares(scope, at)
         down = across = zero
         if tables.size > 0 and many == 1:
-            here = (tile.n * g.C + channel) * g.Ho * g.Wo + tile.first + v * size
+            start, first = tile.n * g.C + channel, tile.first + v * size
+            here = start * g.Ho * g.Wo + first
             there = vector.flagged(samples, plan.image.flags, at, READS)
             if reads_as_it_is(tables, tile, g):
                 shift = (t // g.kw * g.dil_h - g.pad_h) * g.W + t % g.kw * g.dil_w - g.pad_w
                 down, across = add_slopes(
                     scope.places, at, by_row, by_column, tables, channel, count, grad_out, here,
-                    x, here + shift, g.H * g.W, there, g,
+                    x, start * g.H * g.W + first + shift, g.H * g.W, there, g,
                 )  # fmt: skip
             else:
                 down, across = add_slopes(
