@@ -121,10 +121,10 @@ def grow(C, side):
         yield extra(dynk.deformable_conv2d, x, weight, out=out, **options)
         yield extra(dynk.deformable_conv2d_backward, grad_out, x, weight, grads=grads, **options)
 list(grow(4, 16))
-print(*grow(8, 700))
+print(*grow(8, 500))
 """
 
 
 def test_memory_does_not_grow_with_the_image():
-    # The columns of this image would take 134 MiB.
+    # The columns of this image would take 69 MiB.
     assert max(map(float, run(WORKSPACE, NUMBA_NUM_THREADS="2").split())) < 64

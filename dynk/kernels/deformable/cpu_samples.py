@@ -26,7 +26,7 @@ from dynk.kernels.deformable.cpu_points import (
     place_in_scope,
 )
 
-TURNED = 2**23  # numbers of all images that are turned at once, at most
+TURNED = 2**22  # numbers of all images that are turned at once, at most
 
 
 class Plan(NamedTuple):
