@@ -74,6 +74,7 @@ __all__ = [
     "gumbel_softmax_backward",
     "ls_dfn",
     "ls_dfn_backward",
+    "plot_erf",
     "sample_kernel",
     "sample_kernel_backward",
 ]

@@ -120,7 +120,7 @@ def test_compiled_handler_of_mixed_dtypes_and_its_error() -> None:
     handler = _native.handler(gather_kernel, 3, ("float32", "int32", "float32", "float32"))
     _ffi._register("dynk_test_gather", "cpu", lambda: handler)
     call = jax.ffi.ffi_call("dynk_test_gather", jax.ShapeDtypeStruct((2,), "float32"))
-    attributes = {"geometry": np.array([3]), "reals": np.array([0.5]), "slots": np.array([0, 1, -1, 0])}
+    attributes = {"geometry": np.array([3]), "reals": np.array([0.5]), "slots": np.array([0, 1, -1, 0, 1, 1, 1, 1])}
     x = np.array([1, 2, 4], "float32")
     np.testing.assert_array_equal(call(x, np.array([2, 0], "int32"), **attributes), [6, 1.5])
     with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="dynk: the kernel ran out of memory or failed"):

@@ -28,6 +28,8 @@ from dynk import _dispatch
 from dynk._operator import Operator, Options, Plan, Shape
 from dynk.kernels.common import threads
 from dynk.kernels.common.compile import serial
+from dynk.kernels.common.dtypes import INTEGERS, ITEMSIZE
+from dynk.kernels.common.run_cpu import kernel_inputs
 from dynk_jax import _native, _python
 
 PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}  # JAX's name of a platform: XLA's
@@ -179,16 +181,14 @@ def _lower(context: Any, *operands: Any, call: Call, platform: str) -> Any:
     op = call.op
     # In an empty context: a request in force while lowering is no request made when the call was traced.
     runner = contextvars.Context().run(_dispatch.choose, op.name, op, platform, plan.dtype, call.backend)
-    attributes: dict[str, Any] = {"slots": _slots(call)}
     if runner.NAME == "cpu" and not config.DISABLE_JIT:  # type: ignore[attr-defined]
-        dtypes = _kernel_dtypes(call, plan, context.avals_in)
-        suffix = plan.dtype if set(dtypes) == {plan.dtype} else "_".join(dtypes)
-        target = f"dynk_{op.launcher}_{call.direction}_{suffix}"
-        attributes |= {"geometry": plan.geometry_array, "reals": plan.reals_array}
-        make: Callable[[], Any] = partial(_native_handler, call, dtypes)
+        target = f"dynk_{op.launcher}_{call.direction}_{plan.dtype}"
+        slots = _kernel_slots(call, [aval.dtype.name for aval in context.avals_in])
+        attributes: dict[str, Any] = {"geometry": plan.geometry_array, "reals": plan.reals_array, "slots": slots}
+        make: Callable[[], Any] = partial(_native_handler, call, plan.dtype)
     else:
         target = f"dynk_{op.name}_{call.direction}_{runner.NAME}"
-        attributes["options"] = repr(plan.options)
+        attributes = {"options": repr(plan.options), "slots": _slots(call)}
         make = partial(_python.handler, op, call.direction, runner)
     _register(target, platform, make)
     return jax.ffi.ffi_lowering(target)(context, *operands, **attributes)
@@ -204,13 +204,25 @@ def _register(target: str, platform: str, make: Callable[[], Any]) -> None:
 
 
 def _slots(call: Call) -> npt.NDArray[np.int64]:
-    """Return where each array of the kernel stands among the call's inputs, then among its results; -1: nowhere."""
-    if call.direction == "forward":
-        inputs, results = [_place(name, call.given) for name in call.op.arrays], [0]
-    else:
-        inputs = [_place(name, call.inputs) for name in ("grad_out", *call.op.arrays)]
-        results = [_place(name, call.wanted) for name in call.op.arrays]
-    return np.array(inputs + results, np.int64)
+    """Return where each array of an operator stands among the call's inputs, then among its results; -1: nowhere."""
+    names = ("grad_out", *call.op.arrays) if call.direction == "backward" else call.op.arrays
+    return np.array([_place(name, call.inputs) for name in names] + _result_slots(call), np.int64)
+
+
+def _kernel_slots(call: Call, dtypes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the same of a CPU kernel's arrays, then of how many of its elements each element of the call's is."""
+    given = dict(zip(call.inputs, dtypes, strict=True))
+    slots, parts = [], []
+    for name, words in kernel_inputs(call.op, call.direction):
+        dtype = given.get(name, "")
+        slots.append(_place(name, call.inputs) if words == (dtype in INTEGERS) else -1)
+        parts.append(ITEMSIZE[dtype] // ITEMSIZE["int32"] if words and dtype else 1)
+    results = _result_slots(call)
+    return np.array([*slots, *results, *parts, *(1 for _ in results)], np.int64)
+
+
+def _result_slots(call: Call) -> list[int]:
+    return [0] if call.direction == "forward" else [_place(name, call.wanted) for name in call.op.arrays]
 
 
 def _place(name: str, names: tuple[str, ...]) -> int:
@@ -228,16 +240,9 @@ def _kernel(call: Call) -> Any:
     return kernel if alone and threads.mode() == threads.PARALLEL else serial(kernel)
 
 
-def _native_handler(call: Call, dtypes: tuple[str, ...]) -> Any:
-    inputs = len(call.op.arrays) + (call.direction == "backward")
-    return _native.handler(_kernel(call), inputs, dtypes)
-
-
-def _kernel_dtypes(call: Call, plan: Plan, avals: Any) -> tuple[str, ...]:
-    """Return the dtype of each array of the kernel: the call's own, but for integer arguments that are there."""
-    given = {name: aval.dtype.name for name, aval in zip(call.inputs, avals, strict=True)}
-    own = [given.get(name, plan.dtype) for name in call.op.arrays]
-    return (plan.dtype, *own, *(plan.dtype,) * len(own)) if call.direction == "backward" else (*own, plan.dtype)
+def _native_handler(call: Call, dtype: str) -> Any:
+    inputs = ["int32" if words else dtype for _, words in kernel_inputs(call.op, call.direction)]
+    return _native.handler(_kernel(call), len(inputs), (*inputs, *(dtype for _ in _result_slots(call))))
 
 
 for _platform in PLATFORMS:

@@ -35,7 +35,8 @@ def handler(kernel: Any, inputs: int, dtypes: tuple[str, ...]) -> Any:
     """Return a Numba cfunc that runs a compiled kernel on the buffers of a call frame.
 
     The call has three attributes, which XLA sorts by name: the plan's `geometry` and `reals`, and `slots`, which says
-    where each array of the kernel stands among the call's arguments or results (-1: absent).
+    where each array of the kernel stands among the call's arguments or results (-1: absent), then how many elements of
+    the kernel's each element there is.
 
     Parameters
     ----------
@@ -57,13 +58,13 @@ def handler(kernel: Any, inputs: int, dtypes: tuple[str, ...]) -> Any:
         attributes = _words(frame[FRAME_ATTRS], 3)
         geometry = _words(attributes[0], ARRAY_WORDS)
         reals = _words(attributes[1], ARRAY_WORDS)
-        slots = _words(_words(attributes[2], ARRAY_WORDS)[ARRAY_DATA], arrays)
+        slots = _words(_words(attributes[2], ARRAY_WORDS)[ARRAY_DATA], 2 * arrays)
         memory = np.zeros(2 * arrays + 4, np.int64)  # address and element count of each of the kernel's arguments
         for i in range(arrays):
             if slots[i] >= 0:
                 buffers = frame[FRAME_ARGS] if i < inputs else frame[FRAME_RETS]
                 buffer = _words(_words(buffers, slots[i] + 1)[slots[i]], BUFFER_WORDS)
-                memory[2 * i], memory[2 * i + 1] = buffer[BUFFER_DATA], 1
+                memory[2 * i], memory[2 * i + 1] = buffer[BUFFER_DATA], slots[arrays + i]
                 for extent in _words(buffer[BUFFER_DIMS], buffer[BUFFER_RANK]):
                     memory[2 * i + 1] *= extent
         memory[-4], memory[-3] = geometry[ARRAY_DATA], geometry[ARRAY_SIZE]

@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
     raise ImportError(message) from error
 
 from dynk_jax.nn._decoupled import DDF, DDFUp
+from dynk_jax.nn._deformable import DeformableKernelConv2d, GlobalDeformableKernelConv2d, parameter_labels
 from dynk_jax.nn._dilated import PRIORS, GatedPrior, MarkovPrior, PADConv2d, RecurrentPrior
 from dynk_jax.nn._filter_norm import FilterNorm
 from dynk_jax.nn._load import load_torch_state_dict
@@ -25,12 +26,15 @@ __all__ = [
     "LSDFN",
     "PRIORS",
     "DDFUp",
+    "DeformableKernelConv2d",
     "DynamicFilter",
     "FilterNorm",
     "GatedPrior",
+    "GlobalDeformableKernelConv2d",
     "Involution",
     "MarkovPrior",
     "PADConv2d",
     "RecurrentPrior",
     "load_torch_state_dict",
+    "parameter_labels",
 ]

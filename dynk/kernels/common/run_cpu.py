@@ -1,7 +1,9 @@
 """Runs calls on the Numba CPU kernels.
 
 Every kernel of a family's `cpu.py` takes flat C-contiguous arrays of one storage type, its inputs then its outputs,
-with an empty array where one is absent, then the plan's geometry (int64) and reals (float64).
+with an empty array where one is absent, then the plan's geometry (int64) and reals (float64). An input that may hold
+integers is taken twice, as floats and as the 32-bit words of its integers, one of them empty: a kernel is compiled once
+whatever it holds.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 from dynk._operator import Operator, Plan
 from dynk.kernels.common import threads
 from dynk.kernels.common.compile import serial
-from dynk.kernels.common.dtypes import FLOATS, STORAGE
+from dynk.kernels.common.dtypes import FLOATS, INTEGERS, STORAGE
 
 NAME = "cpu"
 DEVICE = "cpu"
@@ -22,6 +24,7 @@ DTYPES = FLOATS
 LAUNCHERS = "cpu"
 
 _ABSENT = {name: np.empty(0, STORAGE[name]) for name in FLOATS}
+_NO_WORDS = np.empty(0, np.int32)
 
 
 def unavailable() -> str | None:
@@ -45,6 +48,27 @@ def flat(array: Any) -> Any:
 
 
 @cache
+def kernel_inputs(op: Operator, direction: str) -> tuple[tuple[str, bool], ...]:
+    """Return the name of each array that a kernel reads, and whether it takes it as words of integers."""
+    names = ("grad_out", *op.arrays) if direction == "backward" else op.arrays
+    return tuple((name, words) for name in names for words in ((False, True) if name in op.integers else (False,)))
+
+
+def _read(op: Operator, direction: str, inputs: tuple[Any, ...], absent: Any) -> list[Any]:
+    """Return the arrays that a kernel of an operator that may get integers reads."""
+    names = ("grad_out", *op.arrays) if direction == "backward" else op.arrays
+    given = dict(zip(names, inputs, strict=True))
+    arrays = []
+    for name, words in kernel_inputs(op, direction):
+        array = given[name]
+        if array is None or words != (array.dtype.name in INTEGERS and name in op.integers):
+            arrays.append(_NO_WORDS if words else absent)
+        else:
+            arrays.append(flat(array).view(np.int32) if words else flat(array))
+    return arrays
+
+
+@cache
 def _kernel(op: Operator, direction: str) -> Any:
     return getattr(op.launchers(LAUNCHERS), f"{op.launcher}_{direction}")
 
@@ -62,7 +86,11 @@ def run(
     op.check_inputs(direction, plan, inputs)
     kernel = _kernel(op, direction)
     absent = _ABSENT[plan.dtype]
-    arrays = [absent if a is None else flat(a) for a in (*inputs, *outputs)]
+    if op.integers:
+        read = _read(op, direction, inputs, absent)
+        arrays = read + [absent if a is None else flat(a) for a in outputs]
+    else:
+        arrays = [absent if a is None else flat(a) for a in (*inputs, *outputs)]
     mode = threads.mode()
     if mode is threads.PARALLEL:
         kernel(*arrays, plan.geometry_array, plan.reals_array)

@@ -23,7 +23,7 @@ from dynk.kernels.dilated.cpu_grad_weight import (
     shares_of,
 )
 from dynk.kernels.dilated.cpu_gumbel import gumbel_softmax_backward, gumbel_softmax_forward
-from dynk.kernels.dilated.cpu_tiles import dilation_geometry
+from dynk.kernels.dilated.cpu_tiles import Mixture, dilation_geometry
 
 __all__ = [
     "adaptive_dilation_conv2d_backward",
@@ -35,46 +35,42 @@ __all__ = [
 
 @kernel
 def adaptive_dilation_conv2d_forward(  # type: ignore[no-untyped-def]
-    x, weight, dilation_weights, bias, out, geometry, reals
+    x, weight, dilation_weights, indices, bias, out, geometry, reals
 ):
     """PAD Eq. 1."""
     g = dilation_geometry(geometry)
-    like = accumulators(x, 0)
+    like, mixture = accumulators(x, 0), Mixture(dilation_weights, indices)
     if is_depthwise(g):
         for task in prange(depthwise_tasks(like, g)):
-            depthwise_task(np.int64(task), x, weight, dilation_weights, bias, out, like, geometry)
+            depthwise_task(np.int64(task), x, weight, mixture, bias, out, like, geometry)
     else:
         for task in prange(forward_tasks(like, g)):
-            forward_task(np.int64(task), x, weight, dilation_weights, bias, out, like, geometry)
+            forward_task(np.int64(task), x, weight, mixture, bias, out, like, geometry)
 
 
 @kernel
 def adaptive_dilation_conv2d_backward(  # type: ignore[no-untyped-def]
-    grad_out, x, weight, dilation_weights, bias,
+    grad_out, x, weight, dilation_weights, indices, bias,
     grad_x, grad_weight, grad_dilation_weights, grad_bias, geometry, reals,
 ):  # fmt: skip
     """Gradients of `adaptive_dilation_conv2d_forward`; an output of size 0 is not wanted."""
     g = dilation_geometry(geometry)
-    like = accumulators(x, 0)
+    like, mixture = accumulators(x, 0), Mixture(dilation_weights, indices)
     if grad_x.size > 0:
         for task in prange(grad_x_tasks(g)):
-            grad_x_task(np.int64(task), grad_out, weight, dilation_weights, grad_x, like, geometry)
+            grad_x_task(np.int64(task), grad_out, weight, mixture, grad_x, like, geometry)
     if grad_dilation_weights.size > 0:
         for task in prange(g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like))):
-            grad_shares_task(
-                np.int64(task), grad_out, x, weight, dilation_weights, grad_dilation_weights, like, geometry
-            )
+            grad_shares_task(np.int64(task), grad_out, x, weight, mixture, grad_dilation_weights, like, geometry)
     if grad_weight.size > 0:
         shares = depthwise_shares(like, g) if is_depthwise(g) else shares_of(like, g)
         partials = accumulators(like, shares * grad_weight.size if shares > 1 else 0)
         if is_depthwise(g):
             for task in prange(depthwise_weight_tasks(like, g)):
-                depthwise_weight_task(
-                    np.int64(task), grad_out, x, dilation_weights, partials, grad_weight, like, geometry
-                )
+                depthwise_weight_task(np.int64(task), grad_out, x, mixture, partials, grad_weight, like, geometry)
         else:
             for task in prange(grad_weight_tasks(like, g)):
-                grad_weight_task(np.int64(task), grad_out, x, dilation_weights, partials, grad_weight, like, geometry)
+                grad_weight_task(np.int64(task), grad_out, x, mixture, partials, grad_weight, like, geometry)
         terms = g.C // g.groups * g.kh * g.kw
         for o in prange(g.O if shares > 1 else 0):
             add_shares(partials, shares, np.int64(o) * terms, (np.int64(o) + 1) * terms, grad_weight)

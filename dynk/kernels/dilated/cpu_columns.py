@@ -17,13 +17,10 @@ def form_columns(tile, x, channel, channels, columns, panel, g):  # type: ignore
     for v in range(tile.vectors):
         for i in range(g.kh):
             for j in range(g.kw):
-                d = 0
-                while d + 3 <= g.D:
+                for d in range(0, g.D - 2, 3):
                     _mix(tile, v, i, j, x, channel, channels, columns, panel, (d, d + 1, d + 2), g)
-                    d += 3
-                while d < g.D:
+                for d in range(g.D // 3 * 3, g.D):
                     _mix(tile, v, i, j, x, channel, channels, columns, panel, (d,), g)
-                    d += 1
         if tile.wrong[v] != 0:
             nan = vector.zeros(columns, 0)
             nan = vector.div(nan, nan)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, store
-from dynk.kernels.common.products import CHAIN, PANELS, VECTORS, add_to, ceil_div, padded, place, tile_pixels
+from dynk.kernels.common.products import CHAIN, PANELS, VECTORS, ZERO, add_to, ceil_div, padded, place, tile_pixels
 from dynk.kernels.dilated.cpu_columns import form_columns
 from dynk.kernels.dilated.cpu_tiles import dilation_geometry, seen_by_tap, tile_of
 
@@ -36,12 +36,12 @@ def depthwise_tasks(like, g):  # type: ignore[no-untyped-def]
 
 
 @embedded
-def depthwise_task(task, x, weight, dilation_weights, bias, out, like, geometry):  # type: ignore[no-untyped-def]
+def depthwise_task(task, x, weight, mixture, bias, out, like, geometry):  # type: ignore[no-untyped-def]
     """Make a tile of some channels of the output."""
     g = dilation_geometry(geometry)
     tiles, taps, parts, block = ceil_div(g.Ho * g.Wo, tile_pixels(like)), g.kh * g.kw, _parts(like, g), _block(g)
     first, n = task // parts % tiles * tile_pixels(like), task // parts // tiles
-    tile = tile_of(n, first, g.Ho * g.Wo, 0, g.H, dilation_weights, like, geometry)
+    tile = tile_of(n, first, g.Ho * g.Wo, ZERO, g.H, mixture, like, geometry)
     masks = seen_by_tap(tile, g)
     columns = accumulators(like, tile_pixels(like) * block * taps)
     end = g.C * (task % parts + 1) // parts
@@ -109,7 +109,7 @@ def depthwise_weight_tasks(like, g):  # type: ignore[no-untyped-def]
 
 @embedded
 def depthwise_weight_task(  # type: ignore[no-untyped-def]
-    task, grad_out, x, dilation_weights, partials, grad_weight, like, geometry
+    task, grad_out, x, mixture, partials, grad_weight, like, geometry
 ):
     """Write a share's sum for a block of channels, as `grad_weight_task` does."""
     g = dilation_geometry(geometry)
@@ -122,7 +122,7 @@ def depthwise_weight_task(  # type: ignore[no-untyped-def]
     recent = accumulators(like, count * many * taps * size)
     total = accumulators(like, recent.size)
     for k in range(g.N * tiles * share // shares, g.N * tiles * (share + 1) // shares):
-        tile = tile_of(k // tiles, k % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, dilation_weights, like, geometry)
+        tile = tile_of(k // tiles, k % tiles * tile_pixels(like), g.Ho * g.Wo, ZERO, g.H, mixture, like, geometry)
         form_columns(tile, x, c, count, columns, PANELS * VECTORS, g)
         masks = seen_by_tap(tile, g)
         start = (tile.n * g.O + c * many) * g.Ho * g.Wo + tile.first

@@ -6,9 +6,11 @@ from dynk.kernels.common import vector
 from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, load
 from dynk.kernels.common.products import (
+    ONE,
     PANELS,
     ROWS,
     VECTORS,
+    ZERO,
     ceil_div,
     everywhere,
     load_rows,
@@ -37,7 +39,7 @@ def forward_tasks(like, g):  # type: ignore[no-untyped-def]
 
 
 @embedded
-def forward_task(task, x, weight, dilation_weights, bias, out, like, geometry):  # type: ignore[no-untyped-def]
+def forward_task(task, x, weight, mixture, bias, out, like, geometry):  # type: ignore[no-untyped-def]
     g = dilation_geometry(geometry)
     size, tiles = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like))
     outs, channels, taps = g.O // g.groups, g.C // g.groups, g.kh * g.kw
@@ -46,7 +48,7 @@ def forward_task(task, x, weight, dilation_weights, bias, out, like, geometry): 
     first = task // tiles % blocks * OUTS
     rows, block = min(OUTS, outs - first), block_of(channels, taps)
     o = group * outs + first
-    tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, dilation_weights, like, geometry)
+    tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, ZERO, g.H, mixture, like, geometry)
     columns = accumulators(like, PANELS * VECTORS * size * block * taps)
     weights = accumulators(like, padded(rows) * block * taps + size)
     kept = accumulators(like, ROWS * block * taps)
@@ -82,7 +84,7 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
     b_at, to = place(0, v, terms, VECTORS, columns), place(row, v, padded(rows), VECTORS, totals)
     at, many = row * terms, min(VECTORS, vectors - v)
     if finite:
-        multiply(weights, at, terms, 1, columns, b_at, width, terms, many, masks, taps * vectors, totals, to, width)
+        multiply(weights, at, terms, ONE, columns, b_at, width, terms, many, masks, taps * vectors, totals, to, width)
         return
     for u in range(many):
         left = vector.between(0, vector.lanes(columns))
@@ -91,7 +93,9 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
             shift = u * vector.lanes(columns)
             which = everywhere(1)
             which[0] = like_first
-            multiply(kept, 0, terms, 1, columns, b_at + shift, width, terms, 1, which, 0, totals, to + shift, width)
+            multiply(
+                kept, ZERO, terms, ONE, columns, b_at + shift, width, terms, ONE, which, ZERO, totals, to + shift, width
+            )
             left &= ~like_first
 
 

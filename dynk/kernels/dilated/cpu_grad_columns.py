@@ -12,8 +12,10 @@ from dynk.kernels.common.compile import embedded, inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.common.products import (
     CHAIN,
+    ONE,
     ROWS,
     VECTORS,
+    ZERO,
     ceil_div,
     everywhere,
     load_planes,
@@ -83,8 +85,8 @@ def form_grad_columns(  # type: ignore[no-untyped-def]
         for v in range(0, tile.vectors, VECTORS):
             for row in range(0, rows, ROWS):
                 multiply(
-                    weights, row, 1, rows, grads, place(0, v, many, VECTORS, grads), width, many,
-                    min(VECTORS, tile.vectors - v), masks, 0, columns,
+                    weights, row, ONE, rows, grads, place(0, v, many, VECTORS, grads), width, many,
+                    min(VECTORS, tile.vectors - v), masks, ZERO, columns,
                     place(row, v, padded(rows), VECTORS, columns), width,
                 )  # fmt: skip
 
@@ -115,7 +117,7 @@ def grad_x_tasks(g):  # type: ignore[no-untyped-def]
 
 
 @embedded
-def grad_x_task(task, grad_out, weight, dilation_weights, grad_x, like, geometry):  # type: ignore[no-untyped-def]
+def grad_x_task(task, grad_out, weight, mixture, grad_x, like, geometry):  # type: ignore[no-untyped-def]
     g = dilation_geometry(geometry)
     channels, taps = g.C // _groups(g), g.kh * g.kw
     block, rows = _block_and_rows(g)
@@ -129,8 +131,9 @@ def grad_x_task(task, grad_out, weight, dilation_weights, grad_x, like, geometry
     weights, grads = accumulators(like, weights_size(count, like, g)), accumulators(like, grads_size(like, g))
     first, end = _readers(first_row, end_row, geometry)
     for pixel in range(first, end, tile_pixels(like)):
-        tile = tile_of(n, pixel, end, first_row, end_row, dilation_weights, like, geometry)
-        form_grad_columns(tile, grad_out, weight, group, c, count, weights, grads, columns, pixel == first, True, g)
+        tile = tile_of(n, pixel, end, first_row, end_row, mixture, like, geometry)
+        is_first = pixel == first
+        form_grad_columns(tile, grad_out, weight, group, c, count, weights, grads, columns, is_first, True, g)
         for v in range(tile.vectors):
             for k in range(taps * g.D):
                 _spread(tile, v, k // g.D, k % g.D, columns, count, planes, k // CHAIN, first_row, band, g)
@@ -188,14 +191,14 @@ def _write_planes(planes, count, band, grad_x, to, g):  # type: ignore[no-untype
 
 @embedded
 def grad_shares_task(  # type: ignore[no-untyped-def]
-    task, grad_out, x, weight, dilation_weights, grad_dilation_weights, like, geometry
+    task, grad_out, x, weight, mixture, grad_dilation_weights, like, geometry
 ):
     """Sum over all channels and taps at the pixels of a tile."""
     g = dilation_geometry(geometry)
     size, tiles = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like))
     channels, taps = g.C // _groups(g), g.kh * g.kw
     block, n = grad_block(channels, taps), task // tiles
-    tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, dilation_weights, like, geometry)
+    tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, ZERO, g.H, mixture, like, geometry)
     columns = accumulators(like, tile_pixels(like) * padded(block * taps))
     weights, grads = accumulators(like, weights_size(block, like, g)), accumulators(like, grads_size(like, g))
     sums = accumulators(like, tile.vectors * g.D * size)
@@ -204,13 +207,10 @@ def grad_shares_task(  # type: ignore[no-untyped-def]
             count = min(block, channels - c)
             form_grad_columns(tile, grad_out, weight, group, c, count, weights, grads, columns, True, c == 0, g)
             for v in range(tile.vectors):
-                d = 0
-                while d + 3 <= g.D:
+                for d in range(0, g.D - 2, 3):
                     _add_shares(tile, v, x, group * channels + c, count, columns, sums, (d, d + 1, d + 2), g)
-                    d += 3
-                while d < g.D:
+                for d in range(g.D // 3 * 3, g.D):
                     _add_shares(tile, v, x, group * channels + c, count, columns, sums, (d,), g)
-                    d += 1
     for v in range(tile.vectors):
         for d in range(g.D):
             to = (n * g.D + d) * g.Ho * g.Wo + tile.first + v * size

@@ -23,7 +23,7 @@ def softmax_geometry(geometry):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def gumbel_softmax_forward(logits, seed, out, geometry, reals):  # type: ignore[no-untyped-def]
+def gumbel_softmax_forward(logits, _, seed, out, geometry, reals):  # type: ignore[no-untyped-def]
     """PAD Eq. 2: softmax((logits + g) / tau), or the one-hot of its arg-max."""
     for task in prange(_tasks(geometry)):
         _forward_task(np.int64(task), logits, seed, out, geometry, reals[0])
@@ -31,7 +31,7 @@ def gumbel_softmax_forward(logits, seed, out, geometry, reals):  # type: ignore[
 
 @kernel
 def gumbel_softmax_backward(  # type: ignore[no-untyped-def]
-    grad_out, logits, seed, grad_logits, grad_seed, geometry, reals
+    grad_out, logits, _, seed, grad_logits, grad_seed, geometry, reals
 ):
     """Gradient of the soft output, whether the output was soft or hard."""
     for task in prange(_tasks(geometry)):

@@ -19,6 +19,13 @@ from dynk.kernels.common.products import VECTORS, ceil_div, everywhere, tile_pix
 from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, DilationGeometry
 
 
+class Mixture(NamedTuple):
+    """What the dilations count at each pixel, or which one of them alone does; the other array is empty."""
+
+    shares: Any
+    words: Any  # the indices, of one 32-bit word or of two
+
+
 class Tile(NamedTuple):
     """Some pixels of image n; arrays are by vector, then by dilation."""
 
@@ -58,7 +65,7 @@ def tap_column(j, d, geometry):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def tile_of(n, first, end, first_row, end_row, dilation_weights, like, geometry):  # type: ignore[no-untyped-def]
+def tile_of(n, first, end, first_row, end_row, mixture, like, geometry):  # type: ignore[no-untyped-def]
     """Return the tile of the pixels from `first` on, before `end`.
 
     Of the image only the rows from `first_row` on, before `end_row`, are taken for being there.
@@ -85,7 +92,7 @@ def tile_of(n, first, end, first_row, end_row, dilation_weights, like, geometry)
         for d in range(g.D):
             row, column = tap_row(k // g.kw, d, geometry), tap_column(k % g.kw, d, geometry)
             tile.shifts[k * g.D + d] = row * g.W + column
-    _weigh(tile, dilation_weights, g)
+    _weigh(tile, mixture, g)
     for v in range(vectors):
         lane = 0
         while lane < min(size, count - v * size):  # the pixels of one row of the output after another
@@ -115,7 +122,7 @@ def _mask_segment(tile, v, first, end, y, x, first_row, end_row, geometry):  # t
 
 
 @embedded
-def _weigh(tile, dilation_weights, g):  # type: ignore[no-untyped-def]
+def _weigh(tile, mixture, g):  # type: ignore[no-untyped-def]
     """Set what each dilation counts at each pixel."""
     size, plane = tile.anchors.size // tile.vectors, g.Ho * g.Wo
     for v in range(tile.vectors):
@@ -125,13 +132,15 @@ def _weigh(tile, dilation_weights, g):  # type: ignore[no-untyped-def]
             for d in range(g.D):
                 tile.chosen[v * g.D + d] = vector.between(0, lanes)
                 for lane in range(lanes):
-                    share = load(dilation_weights, (tile.n * g.D + d) * plane + here + lane)
+                    share = load(mixture.shares, (tile.n * g.D + d) * plane + here + lane)
                     tile.shares[(v * g.D + d) * size + lane] = share
         else:
+            words = mixture.words.size // (g.N * plane)
             for lane in range(lanes):
-                index = load(dilation_weights, tile.n * plane + here + lane)
-                if 0 <= index < g.D:
-                    k = v * g.D + int(index)
+                at = (tile.n * plane + here + lane) * words
+                index = np.int64(mixture.words[at])
+                if 0 <= index < g.D and (words == 1 or mixture.words[at + 1] == 0):
+                    k = v * g.D + index
                     tile.chosen[k] |= 1 << lane
                     tile.shares[k * size + lane] = 1
                 else:
