@@ -95,7 +95,7 @@ class _DeformableKernel(nn.Module):
         )
         layer.bias = conv.bias
         if layer.scope == kernel:
-            layer.weight = conv.weight
+            layer.weight = cast("nn.Parameter", conv.weight)
         else:
             layer.weight = nn.Parameter(spread(conv.weight.detach(), layer.scope))
         return layer.train(conv.training)
