@@ -139,6 +139,27 @@ def test_offsets_are_differentiated_once() -> None:
 
 
 @pytest.mark.usefixtures("x64")
+def test_what_was_differentiated_before_makes_no_difference() -> None:
+    """JAX remembers what it traced: gradients by one argument, then of these by another, then the first again."""
+    x, channel = arrays((1, 3, 4, 4), (1, 3, 2, 2), dtype="float64")
+
+    def loss(x: Any, channel: Any) -> Any:
+        return (dynk_jax.ddf(x, None, channel) ** 3).sum()
+
+    def second(argument: int) -> Any:
+        return jax.grad(lambda *a: (jax.grad(loss, argument)(*a) ** 2).sum(), argument)(x, channel)
+
+    before = [jax.grad(loss, argument)(x, channel) for argument in (0, 1)], [second(argument) for argument in (0, 1)]
+    for argument in (0, 1):
+        jax.grad(lambda *a, k=argument: (jax.grad(loss, k)(*a) ** 2).sum(), 1 - argument)(x, channel)
+    after = [jax.grad(loss, argument)(x, channel) for argument in (0, 1)], [second(argument) for argument in (0, 1)]
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert np.array_equal(one, other)
+        assert (one != 0).all()
+    check_grads(loss, [x, channel], order=2, modes=["rev"])
+
+
+@pytest.mark.usefixtures("x64")
 def test_third_derivatives() -> None:
     shapes = [(1, 2, 2, 2), (1, 1, 1, 2, 2, 2), (1, 2, 1, 2)]
     check_grads(jax.jit(dynk_jax.ddf), arrays(*shapes, dtype="float64"), order=3, modes=["rev"])

@@ -103,6 +103,36 @@ def test_masks_and_steps(dtype, mask, step):
     np.testing.assert_array_equal(out, expected)
 
 
+def looked_up(source, places, out):
+    tables = vector.load(source, (0, 1, 30))
+    vector.store(out, (0, 16, 32), vector.looked_up(tables, places, (2, 20, 21)))
+
+
+@each_dtype
+def test_looked_up(dtype):
+    source, out = numbers(dtype), numbers(dtype, 1)
+    size = vector.lanes(source)
+    places = np.random.default_rng(2).integers(0, size, 40).astype(np.int32)
+    out = agree(looked_up, source, places, out)[2]
+    for to, table, at in ((0, 0, 2), (16, 1, 20), (32, 30, 21)):
+        np.testing.assert_array_equal(out[to : to + size], source[table + places[at : at + size]])
+
+
+@numba.njit
+def _flagged(like, flags):  # type: ignore[no-untyped-def]
+    return vector.flagged(like, flags, 3, (1, 4, 5)), vector.flagged(like, flags, 4, 4)
+
+
+@each_dtype
+def test_flagged(dtype):
+    like, flags = numbers(dtype), np.random.default_rng(0).integers(0, 8, 20).astype(np.int32)
+    masks = [
+        sum(1 << lane for lane in range(vector.lanes(like)) if flags[at + lane] & bits == bits)
+        for at, bits in ((3, 1), (3, 4), (3, 5), (4, 4))
+    ]
+    assert _flagged(like, flags) == _flagged.py_func(like, flags) == (tuple(masks[:3]), masks[3])
+
+
 def pointed(source, out, offsets, mask):
     values = vector.gather(source, (5, 7), offsets, 3, mask)
     vector.scatter(out, 2, offsets, 3, vector.add(values[0], values[1]), mask)

@@ -27,9 +27,20 @@ class _Static(NamedTuple):
     backend: str | None
 
 
-@jax.tree_util.register_static
 class _Wanted(tuple[bool, ...]):
-    """For each array whether its gradient is wanted; a residual that JAX does not trace."""
+    """For each array whether its gradient is wanted."""
+
+    def residual(self) -> np.ndarray[Any, Any]:
+        """Return an array whose size says it.
+
+        JAX keeps one structure for the residuals of a function, whatever is differentiated, but shapes for each.
+        """
+        return np.zeros(sum(wanted << i for i, wanted in enumerate(self)), np.bool_)
+
+    @classmethod
+    def of(cls, residual: Any, count: int) -> _Wanted:
+        """Return what a residual says of so many arrays."""
+        return cls(bool(residual.size >> i & 1) for i in range(count))
 
 
 def apply(name: str, arrays: Arrays, **options: Any) -> jax.Array:
@@ -77,14 +88,14 @@ def _forward(static: _Static, arrays: Arrays) -> Any:
 
 def _forward_fwd(static: _Static, arrays: Arrays) -> Any:
     values, wanted = _perturbed(arrays)
-    return _forward(static, values), (values, wanted)
+    return _forward(static, values), (values, wanted.residual())
 
 
 def _forward_bwd(static: _Static, residuals: Any, grad_out: Any) -> Any:
-    values, wanted = residuals
+    values, residual = residuals
     if isinstance(grad_out, SymbolicZero):
         return (None,)
-    return (_backward(static, wanted, grad_out, values),)
+    return (_backward(static, _Wanted.of(residual, len(values)), grad_out, values),)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -98,11 +109,12 @@ def _backward(static: _Static, wanted: _Wanted, grad_out: Any, arrays: Arrays) -
 
 def _backward_fwd(static: _Static, wanted: _Wanted, grad_out: Any, arrays: Arrays) -> Any:
     (grad_value, *values), needed = _perturbed((grad_out, *arrays))
-    return _backward(static, wanted, grad_value, tuple(values)), (grad_value, tuple(values), needed)
+    return _backward(static, wanted, grad_value, tuple(values)), (grad_value, tuple(values), needed.residual())
 
 
 def _backward_bwd(static: _Static, wanted: _Wanted, residuals: Any, cotangents: Arrays) -> Any:
-    grad_out, arrays, needed = residuals
+    grad_out, arrays, residual = residuals
+    needed = _Wanted.of(residual, 1 + len(arrays))
     if all(v is None or isinstance(v, SymbolicZero) for v in cotangents):
         return None, None
     if static.op.derivative is None:

@@ -28,6 +28,14 @@ def inlined(function: Callable[..., Any]) -> Any:
     return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
+def borrowing(function: Callable[..., Any]) -> Any:
+    """Compile a function that only kernels call and that makes no arrays.
+
+    Those it is passed are not counted as new references, which would cost more than a short loop.
+    """
+    return njit(_nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+
+
 def embedded(function: Callable[..., Any]) -> Any:
     """Make a function part of its only caller, which saves compiling what it holds once more by itself.
 

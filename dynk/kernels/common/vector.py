@@ -97,7 +97,7 @@ def masked(mask: Any, other: Any) -> Any:
 
 @lowered(vector_llvm.flagged, _index)
 def flagged(array: Any, flags: Any, i: Any, bits: Any) -> Any:
-    """Return the mask of the lanes, of vectors of `array`, whose element of the int32 flags from `i` on has all bits."""
+    """Return the mask of the lanes of a vector of `array` whose int32 flags, from `i` on, have all of some bits."""
 
     def read(i: Any, bits: Any) -> int:
         size = lanes(array)

@@ -349,10 +349,15 @@ def flagged(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
 
 
 def looked_up(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
-    # LLVM knows this pattern where the processor has an instruction for it; elsewhere it is a table in memory.
     table, places, i = values
     count = table.type.count
     loaded = _integers_at(context, builder, kinds[1], places, i, count)
+    if "+avx512f" in context.codegen().magic_tuple()[2]:
+        is_double = isinstance(table.type.element, ir.DoubleType)
+        if is_double:
+            loaded = builder.zext(loaded, ir.VectorType(_WORD, count))
+        return _call(builder, f"llvm.x86.avx512.permvar.{'df' if is_double else 'sf'}.512", table.type, [table, loaded])
+    # Elsewhere it is a table in memory.
     result = ir.Constant(table.type, ir.Undefined)
     for lane in range(count):
         element = builder.extract_element(table, builder.extract_element(loaded, _i32(lane)))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.common.products import (
     CHAIN,
     ROWS,
     VECTORS,
     ceil_div,
-    everywhere,
     load_rows,
     multiply,
     padded,
@@ -24,13 +23,13 @@ OUTS = 512  # output channels of a task, at most
 TERMS = 256  # rows of columns that are formed at once, about
 
 
-@inlined
+@borrowing
 def block_of(channels, rows):  # type: ignore[no-untyped-def]
     """Return how many channels' columns are formed at once: blocks are of much the same size."""
     return ceil_div(channels, ceil_div(channels, min(64, max(1, TERMS // rows))))
 
 
-@inlined
+@borrowing
 def dense_tasks(like, g):  # type: ignore[no-untyped-def]
     blocks = ceil_div(g.O // g.groups, OUTS)
     return g.N * g.groups * blocks * ceil_div(g.Ho * g.Wo, tile_pixels(like))
@@ -38,7 +37,7 @@ def dense_tasks(like, g):  # type: ignore[no-untyped-def]
 
 @embedded
 def dense_task(  # type: ignore[no-untyped-def]
-    task, x, weight, kernel_offset, data_offset, mask, bias, out, like, geometry
+    task, x, weight, kernel_offset, data_offset, mask, bias, turned, first_image, out, like, geometry
 ):
     g = deform_geometry(geometry)
     size, tiles = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like))
@@ -49,17 +48,14 @@ def dense_task(  # type: ignore[no-untyped-def]
     rows, block = min(OUTS, outs - first), block_of(channels, terms)
     o = group * outs + first
     tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, like, g)
-    plan = plan_of(like, True, g)
+    plan = plan_of(like, True, turned, first_image, g)
     samples = accumulators(like, block * g.kh * g.kw * size if g.has_kernel != 0 else 0)
     columns = accumulators(like, tile_pixels(like) * block * terms)
     weights = accumulators(like, padded(rows) * block * terms + size)
     totals = accumulators(like, tile_pixels(like) * padded(rows))
-    masks = everywhere(VECTORS)
     for c in range(0, channels, block):
         count, channel = min(block, channels - c), group * channels + c
-        form_columns(
-            plan, tile, x, kernel_offset, data_offset, mask, channel, count, samples, columns, VECTORS, g
-        )
+        form_columns(plan, tile, x, kernel_offset, data_offset, mask, channel, count, samples, columns, VECTORS, g)
         finite = load_rows(weight, (o * channels + c) * terms, channels * terms, rows, count * terms, weights)
         if finite or g.has_kernel != 0:
             for v in range(0, tile.vectors, VECTORS):
@@ -67,7 +63,7 @@ def dense_task(  # type: ignore[no-untyped-def]
                     multiply(
                         weights, row * count * terms, count * terms, 1,
                         columns, place(0, v, count * terms, VECTORS, columns), VECTORS * size, count * terms,
-                        min(VECTORS, tile.vectors - v), masks, 0,
+                        min(VECTORS, tile.vectors - v), plan.everywhere, 0,
                         totals, place(row, v, padded(rows), VECTORS, totals), VECTORS * size,
                     )  # fmt: skip
         else:
@@ -83,7 +79,7 @@ def dense_task(  # type: ignore[no-untyped-def]
             vector.store_where(out, to + v * size, 1, total, vector.between(0, tile.pixels - v * size))
 
 
-@inlined
+@borrowing
 def _multiply_read(plan, tile, weights, columns, k, channels, totals, rows, g):  # type: ignore[no-untyped-def]
     """Add the products of the weights with a channel's columns, where its taps are read: of weights not all finite."""
     size, taps = vector.lanes(columns), g.kh * g.kw

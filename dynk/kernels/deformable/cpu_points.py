@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
-from dynk.kernels.common.numeric import accumulators, load
+from dynk.kernels.common.compile import borrowing, embedded, inlined
+from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.common.products import ceil_div, tile_pixels
 from dynk.kernels.deformable.geometry import FAR, DeformGeometry
 
@@ -28,6 +28,7 @@ BELOW = 16  # there is no position below the point
 COLUMN = 32
 
 READS = READ + READ * COLUMN
+MOVED = (MOVES + READ * COLUMN, READ + MOVES * COLUMN)  # where the derivatives by row and by column are
 CORNERS = (LOW + LOW * COLUMN, LOW + HIGH * COLUMN, HIGH + LOW * COLUMN, HIGH + HIGH * COLUMN)
 
 
@@ -56,6 +57,7 @@ class Points(NamedTuple):
     low_x: Any
     high_x: Any
     flags: Any
+    numbers: Any  # 0, 1, 0.5 and -1; a literal would be a float64
 
 
 @inlined
@@ -65,6 +67,12 @@ def deform_geometry(a):  # type: ignore[no-untyped-def]
         a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16],
         a[17], a[18], a[19], a[20], a[21], a[22], a[23], a[24],
     )  # fmt: skip
+
+
+@borrowing
+def is_depthwise(g):  # type: ignore[no-untyped-def]
+    """Return whether each channel is convolved by itself; blocks of channels then take no heed of groups."""
+    return g.groups == g.C
 
 
 @inlined
@@ -81,9 +89,10 @@ def tile_of(n, first, end, like, g):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def points_of(like, wanted, g):  # type: ignore[no-untyped-def]
-    """Return room for the points of a tile, or none."""
-    count = g.kh * g.kw * tile_pixels(like) if wanted else 0
+def new_points(like, count):  # type: ignore[no-untyped-def]
+    """Return room for so many points."""
+    numbers = accumulators(like, 4)
+    numbers[1], numbers[2], numbers[3] = 1, 0.5, -1
     return Points(
         np.zeros(count, np.int32),
         np.zeros(count, np.int32),
@@ -94,10 +103,11 @@ def points_of(like, wanted, g):  # type: ignore[no-untyped-def]
         accumulators(like, count),
         accumulators(like, count),
         np.zeros(count, np.int32),
+        numbers,
     )
 
 
-@inlined
+@embedded
 def place_in_image(tile, data_offset, block, first_row, end_row, points, g):  # type: ignore[no-untyped-def]
     """Set the points of a block of channels in the image.
 
@@ -109,25 +119,25 @@ def place_in_image(tile, data_offset, block, first_row, end_row, points, g):  # 
         _clear(points, t * width, width)
         if g.has_data != 0:
             start = (((tile.n * g.Gd + block) * taps + t) * 2) * plane + tile.first
-            _place(
+            place_axis(
                 data_offset, start, 0, tile.rows, down, g.H, 0, tile.pixels,
-                points.rows, points.low_y, points.high_y, points.flags, t * width, 1,
+                points.rows, points.low_y, points.high_y, points.flags, t * width, 1, points.numbers,
             )  # fmt: skip
-            _place(
+            place_axis(
                 data_offset, start + plane, 0, tile.columns, across, g.W, 0, tile.pixels,
-                points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN,
+                points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN, points.numbers,
             )  # fmt: skip
         else:
             for k in range(tile.pixels):
-                row, column = tile.rows[k] + down, tile.columns[k] + across
+                row, column = load(tile.rows, k) + down, load(tile.columns, k) + across
                 there = (row >= first_row) & (row < end_row) & (column >= 0) & (column < g.W)
-                points.rows[t * width + k] = row
-                points.columns[t * width + k] = column
-                points.flags[t * width + k] = CORNERS[0] + READS if there else 0
-        _number(points, t * width, tile.pixels, g.W)
+                store(points.rows, t * width + k, row)
+                store(points.columns, t * width + k, column)
+                store(points.flags, t * width + k, CORNERS[0] + READS if there else 0)
+        number_points(points, t * width, tile.pixels, g.W)
 
 
-@inlined
+@embedded
 def place_in_scope(tile, kernel_offset, block, points, g):  # type: ignore[no-untyped-def]
     """Set the points of a block of channels in the scope of the kernel."""
     width, taps, plane = tile.rows.size, g.kh * g.kw, g.Ho * g.Wo
@@ -135,51 +145,51 @@ def place_in_scope(tile, kernel_offset, block, points, g):  # type: ignore[no-un
         start = (((tile.n * g.Gk + block) * taps + t) * 2) * plane + tile.first
         down, across = t // g.kw + ((g.Sh - g.kh) >> 1), t % g.kw + ((g.Sw - g.kw) >> 1)
         _clear(points, t * width, width)
-        _place(
+        place_axis(
             kernel_offset, start, (g.Sh - g.kh) % 2, tile.origin, down, g.Sh, g.clip, tile.pixels,
-            points.rows, points.low_y, points.high_y, points.flags, t * width, 1,
+            points.rows, points.low_y, points.high_y, points.flags, t * width, 1, points.numbers,
         )  # fmt: skip
-        _place(
+        place_axis(
             kernel_offset, start + plane, (g.Sw - g.kw) % 2, tile.origin, across, g.Sw, g.clip, tile.pixels,
-            points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN,
+            points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN, points.numbers,
         )  # fmt: skip
-        _number(points, t * width, tile.pixels, g.Sw)
+        number_points(points, t * width, tile.pixels, g.Sw)
 
 
-@inlined
+@borrowing
 def _clear(points, start, count):  # type: ignore[no-untyped-def]
     for k in range(start, start + count):
-        points.flags[k] = 0
-        points.low_y[k] = 0
-        points.high_y[k] = 0
-        points.low_x[k] = 0
-        points.high_x[k] = 0
+        store(points.flags, k, 0)
+        store(points.low_y, k, 0)
+        store(points.high_y, k, 0)
+        store(points.low_x, k, 0)
+        store(points.high_x, k, 0)
 
 
-@inlined
-def _number(points, start, count, width):  # type: ignore[no-untyped-def]
+@borrowing
+def number_points(points, start, count, width):  # type: ignore[no-untyped-def]
+    """Set the elements that points read first from their rows and columns."""
+    rows, columns, elements, places = points.rows, points.columns, points.elements, points.places
     for k in range(start, start + count):
-        element = np.int64(points.rows[k]) * width + points.columns[k]
-        points.elements[k] = element
-        points.places[k] = element
+        element = np.int64(load(rows, k)) * width + load(columns, k)
+        store(elements, k, element)
+        store(places, k, element)
 
 
-@inlined
-def _place(  # type: ignore[no-untyped-def]
-    offsets, start, halves, bases, shift, extent, clip, count, cells, low, high, flags, to, scale
+@borrowing
+def place_axis(  # type: ignore[no-untyped-def]
+    offsets, start, halves, bases, shift, extent, clip, count, cells, low, high, flags, to, scale, numbers
 ):
     """Set a coordinate of `count` points: base + shift + offset, and so many halves more.
 
     Written for the compiler to make vectors of.
     """
-    numbers = np.zeros(3, low.dtype)  # a literal would be a float64
-    numbers[1], numbers[2] = 1, halves / 2
-    zero, one, half = numbers[0], numbers[1], numbers[2]
+    zero, one, half = numbers[0], numbers[1], numbers[2 * halves]
     for k in range(count):
         offset = load(offsets, start + k) + half
         floor = np.floor(offset)
         unknown, near = offset != offset, np.abs(offset) <= FAR
-        cell = bases[k] + shift + np.int64(floor) if near else (extent if offset > zero else -2)
+        cell = load(bases, k) + shift + np.int64(floor) if near else (extent if offset > zero else -2)
         fraction = offset - floor if near else zero
         if clip != 0:
             moves = (cell >= 0) & (cell < extent - 1)
@@ -193,9 +203,9 @@ def _place(  # type: ignore[no-untyped-def]
         has_high = (cell >= 0) & (cell < extent - 1)
         weight = fraction if below else one - fraction
         there = (read | moves) & ~unknown
-        low[to + k] = (weight if there else zero) if not unknown else offset
-        high[to + k] = (fraction if has_high else zero) if not unknown else offset
-        cells[to + k] = cell if there & ~below else 0
+        store(low, to + k, (weight if there else zero) if not unknown else offset)
+        store(high, to + k, (fraction if has_high else zero) if not unknown else offset)
+        store(cells, to + k, cell if there & ~below else 0)
         bits = (READ if read | unknown else 0) + (MOVES if moves | unknown else 0)
         bits += (LOW if there else 0) + (HIGH if there & has_high else 0) + (BELOW if there & below else 0)
-        flags[to + k] += bits * scale
+        store(flags, to + k, load(flags, to + k) + bits * scale)

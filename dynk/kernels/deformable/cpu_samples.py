@@ -12,17 +12,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
-from dynk.kernels.common.numeric import accumulators
-from dynk.kernels.common.products import CHAIN, place, tile_pixels
+from dynk.kernels.common.compile import borrowing, embedded, inlined
+from dynk.kernels.common.numeric import accumulators, load, store
+from dynk.kernels.common.products import CHAIN, VECTORS, ceil_div, everywhere, place, tile_pixels
 from dynk.kernels.deformable.cpu_points import (
     CORNERS,
     READS,
     Points,
+    deform_geometry,
+    is_depthwise,
+    new_points,
     place_in_image,
     place_in_scope,
-    points_of,
 )
+
+TURNED = 2**23  # numbers of all images that are turned at once, at most
 
 
 class Plan(NamedTuple):
@@ -33,36 +37,45 @@ class Plan(NamedTuple):
     blocks: Any  # the numbers of these blocks: of the image, of the scope
     shares: Any  # weight of each position in each tap, by vector, position and tap; where weights are dense
     masks: Any  # of the pixels whose tap reads the position, in the same order
+    everywhere: Any  # masks of all pixels
+    turned: Any  # images whose pixels hold all channels one after another, or nothing
+    first: int  # number of the first of these images
+    scratch: Any  # what a vector of pixels sees there, and the weights with which it does
 
 
 @inlined
-def plan_of(like, dense, g):  # type: ignore[no-untyped-def]
+def plan_of(like, dense, turned, first, g):  # type: ignore[no-untyped-def]
     """Return a plan of nothing yet; `dense` tells whether columns of positions are wanted."""
-    shares = g.kh * g.kw * g.Sh * g.Sw if dense and g.has_kernel != 0 else 0
+    size = vector.lanes(like)
+    points, shares = g.kh * g.kw * tile_pixels(like), g.kh * g.kw * g.Sh * g.Sw if dense and g.has_kernel != 0 else 0
     return Plan(
-        points_of(like, True, g),
-        points_of(like, g.has_kernel != 0, g),
+        new_points(like, points),
+        new_points(like, points if g.has_kernel != 0 else 0),
         np.full(2, -1),
         accumulators(like, shares * tile_pixels(like)),
         np.zeros(shares * tile_pixels(like) // vector.lanes(like), np.int64),
+        everywhere(VECTORS),
+        turned,
+        first,
+        accumulators(like, size * (size + 4) if turned.size > 0 else 0),
     )
 
 
-@inlined
+@borrowing
 def forget(plan):  # type: ignore[no-untyped-def]
     """Make the plan one of nothing: the next tile comes."""
     plan.blocks[0] = -1
     plan.blocks[1] = -1
 
 
-@inlined
+@borrowing
 def run_of(channel, count, g):  # type: ignore[no-untyped-def]
     """Return how many of `count` channels from `channel` on are in the same blocks as the first."""
     of_image, of_scope = g.C // g.Gd, g.C // g.Gk
     return min(count, min(of_image - channel % of_image, of_scope - channel % of_scope))
 
 
-@inlined
+@borrowing
 def plan_image(plan, tile, data_offset, channel, first_row, end_row, g):  # type: ignore[no-untyped-def]
     """Have the plan tell where the taps of a channel read in the image."""
     block = channel // (g.C // g.Gd)
@@ -71,7 +84,7 @@ def plan_image(plan, tile, data_offset, channel, first_row, end_row, g):  # type
         plan.blocks[0] = block
 
 
-@inlined
+@borrowing
 def plan_scope(plan, tile, kernel_offset, channel, g):  # type: ignore[no-untyped-def]
     """Have the plan tell where the taps of a channel read in the scope."""
     block = channel // (g.C // g.Gk)
@@ -82,7 +95,7 @@ def plan_scope(plan, tile, kernel_offset, channel, g):  # type: ignore[no-untype
         plan.blocks[1] = block
 
 
-@inlined
+@embedded
 def _share_out(plan, tile, g):  # type: ignore[no-untyped-def]
     """Set with which weight each tap reads each position of the scope."""
     scope, shares, masks = plan.scope, plan.shares, plan.masks
@@ -111,7 +124,7 @@ def _share_out(plan, tile, g):  # type: ignore[no-untyped-def]
                 masks[at] |= 1 << lane
 
 
-@inlined
+@borrowing
 def form_samples(plan, tile, v, x, mask, channel, count, samples, to, step, g):  # type: ignore[no-untyped-def]
     """Set row c * T + t, of vector v, to what tap t sees of the c-th channel from `channel` on; 0 where it is skipped.
 
@@ -131,14 +144,23 @@ def form_samples(plan, tile, v, x, mask, channel, count, samples, to, step, g): 
         factor = zero
         if g.has_mask != 0:
             factor = vector.load_where(mask, masks_at + t * pixels, 1, inside)
+        if flat and g.has_data == 0 and g.has_mask == 0:
+            for c in range(count):
+                value = vector.load_where(x, start + c * plane + shift, 1, read)
+                vector.store(samples, to + (c * taps + t) * step, value)
+            continue
+        if plan.turned.size > 0:
+            _turn_back(plan, tile, at, channel, count, samples, to + t * step, taps * step, g)
+            for c in range(count if g.has_mask != 0 else 0):
+                here = to + (c * taps + t) * step
+                vector.store(samples, here, vector.where(read, vector.mul(vector.load(samples, here), factor), zero))
+            continue
         for c in range(count):
             here = start + c * plane
             if g.has_data != 0:
                 starts = (here, here + 1, here + g.W, here + g.W + 1)
                 values = vector.gather(x, starts, image.elements, at, corners)
                 (value,) = vector.dot(values, shares, (zero,))
-            elif flat:
-                value = vector.load_where(x, here + shift, 1, read)
             else:
                 value = vector.gather(x, here, image.elements, at, read)
             if g.has_mask != 0:
@@ -146,7 +168,63 @@ def form_samples(plan, tile, v, x, mask, channel, count, samples, to, step, g): 
             vector.store(samples, to + (c * taps + t) * step, vector.where(read, value, zero))
 
 
-@inlined
+@borrowing
+def _turn_back(plan, tile, at, channel, count, samples, to, step, g):  # type: ignore[no-untyped-def]
+    """Set rows of samples, one for each channel, to what a tap sees in images that hold channels in a row."""
+    image, turned, scratch, size = plan.image, plan.turned, plan.scratch, vector.lanes(samples)
+    wide, shares = turned_step(samples, g), size * size
+    vector.store(scratch, vector.spaced(shares, size, (0, 1, 2, 3)), corner_shares(image, at))
+    start = (tile.n - plan.first) * g.H * g.W * wide + channel
+    for c in range(0, count, size):
+        for lane in range(size):
+            flags, total = load(image.flags, at + lane), vector.zeros(samples, 0)
+            if flags & READS == READS:
+                here = start + load(image.elements, at + lane) * wide + c
+                total = vector.mul(vector.broadcast(scratch, shares + lane), total)  # NaN where a coordinate is
+                for corner in range(4):
+                    if flags & CORNERS[corner] == CORNERS[corner]:
+                        share = vector.broadcast(scratch, shares + corner * size + lane)
+                        values = vector.load(turned, here + (corner // 2 * g.W + corner % 2) * wide)
+                        total = vector.fma(share, values, total)
+            vector.store(scratch, lane * size, total)
+        for k in range(min(size, count - c)):
+            for lane in range(size):
+                store(samples, to + (c + k) * step + lane, load(scratch, lane * size + k))
+
+
+@borrowing
+def turned_step(like, g):  # type: ignore[no-untyped-def]
+    """Return how far the pixels of images that hold channels in a row are apart."""
+    return ceil_div(g.C, vector.lanes(like)) * vector.lanes(like)
+
+
+@borrowing
+def images_turned(like, g):  # type: ignore[no-untyped-def]
+    """Return how many images are turned at once, 0 where that is not worth while or they are too large."""
+    if g.has_data == 0 or is_depthwise(g) or g.C // g.groups < vector.lanes(like) // 2:
+        return 0
+    return min(g.N, TURNED // (g.H * g.W * turned_step(like, g)))
+
+
+@borrowing
+def turned_size(images, like, g):  # type: ignore[no-untyped-def]
+    """Return how many numbers some turned images take, with a vector behind them."""
+    return images * g.H * g.W * turned_step(like, g) + vector.lanes(like) if images > 0 else 0
+
+
+@borrowing
+def turn_task(task, x, first, turned, like, geometry):  # type: ignore[no-untyped-def]
+    """Turn a row of an image."""
+    g = deform_geometry(geometry)
+    n, y, wide = task // g.H, task % g.H, turned_step(like, g)
+    for column in range(g.W):
+        element = y * g.W + column
+        for c in range(g.C):
+            value = load(x, ((first + n) * g.C + c) * g.H * g.W + element)
+            store(turned, (n * g.H * g.W + element) * wide + c, value)
+
+
+@borrowing
 def corner_shares(points, at):  # type: ignore[no-untyped-def]
     """Return the weights of the four positions around some points."""
     low_y, high_y = vector.load(points.low_y, at), vector.load(points.high_y, at)
@@ -154,13 +232,13 @@ def corner_shares(points, at):  # type: ignore[no-untyped-def]
     return vector.mul((low_y, low_y, high_y, high_y), (low_x, high_x, low_x, high_x))
 
 
-@inlined
+@borrowing
 def rows_of(g):  # type: ignore[no-untyped-def]
     """Return how many rows of columns a channel has where weights are dense."""
     return g.Sh * g.Sw if g.has_kernel != 0 else g.kh * g.kw
 
 
-@inlined
+@borrowing
 def form_columns(  # type: ignore[no-untyped-def]
     plan, tile, x, kernel_offset, data_offset, mask, channel, count, samples, columns, panel, g
 ):
@@ -182,7 +260,7 @@ def form_columns(  # type: ignore[no-untyped-def]
         done += run
 
 
-@inlined
+@borrowing
 def _gather_positions(plan, tile, v, samples, start, columns, to, step, g):  # type: ignore[no-untyped-def]
     """Set the rows of a channel's positions to what the taps see that read them."""
     size, taps = vector.lanes(columns), g.kh * g.kw
@@ -202,7 +280,7 @@ def _gather_positions(plan, tile, v, samples, start, columns, to, step, g):  # t
         vector.store(columns, to + position * step, total)
 
 
-@inlined
+@borrowing
 def share_positions(plan, tile, v, columns, start, step, samples, to, to_step, g):  # type: ignore[no-untyped-def]
     """Set the rows of a channel's taps to the sum of the positions that they read: its columns' gradients to theirs."""
     size, taps, positions = vector.lanes(columns), g.kh * g.kw, g.Sh * g.Sw

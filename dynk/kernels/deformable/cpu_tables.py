@@ -1,0 +1,128 @@
+"""Depth-wise kernels in registers on the CPU: an output channel for each channel, read at offsets.
+
+A scope of no more positions than a vector has lanes is held in a register and looked up in by permutation: in four
+registers, one for each neighbour of a point, so that all are looked up at the same places. With an image that is read
+as it is, no samples are stored on the way.
+"""
+
+from __future__ import annotations
+
+from dynk.kernels.common import vector
+from dynk.kernels.common.compile import borrowing, inlined
+from dynk.kernels.common.numeric import accumulators
+from dynk.kernels.common.products import CHAIN, ceil_div
+from dynk.kernels.deformable.cpu_points import READS, is_depthwise
+from dynk.kernels.deformable.cpu_samples import corner_shares
+
+BLOCK = 32  # channels that a vector of pixels is made for at once, an even number
+
+
+@borrowing
+def table_step(like, g):  # type: ignore[no-untyped-def]
+    """Return how far the tables of two kernels are apart."""
+    return vector.lanes(like) + g.Sw + 1
+
+
+@inlined
+def tables_of(weight, like, g):  # type: ignore[no-untyped-def]
+    """Return all kernels, each with room behind it to load it from its second row on: none where that will not do.
+
+    That is where kernels are too large for a vector, or not finite: what is beside the kernel is read too.
+    """
+    size, positions, step = vector.lanes(like), g.Sh * g.Sw, table_step(like, g)
+    fits = is_depthwise(g) and g.has_kernel != 0 and positions <= size
+    tables = accumulators(like, g.O * step + size if fits else 0)
+    check = zero = vector.zeros(like, 0)
+    for o in range(g.O if fits else 0):
+        kernel = vector.load_where(weight, o * positions, 1, vector.between(0, positions))
+        check = vector.fma(kernel, zero, check)  # 0 unless a value is not finite
+        vector.store(tables, o * step, kernel)
+    return tables if vector.total(check) == 0 else accumulators(like, 0)
+
+
+@borrowing
+def neighbours(g):  # type: ignore[no-untyped-def]
+    """Return how far the four neighbours of a point are from the first."""
+    return (0, 1, g.Sw, g.Sw + 1)
+
+
+@borrowing
+def reads_as_it_is(tables, tile, g):  # type: ignore[no-untyped-def]
+    """Return whether kernels in tables meet an image without offsets, where pixels in a row read elements in a row."""
+    plain = g.has_data == 0 and g.has_mask == 0 and g.O == g.C
+    return tables.size > 0 and tile.flat and plain and g.kh * g.kw <= CHAIN
+
+
+@borrowing
+def make_outputs(plan, tile, x, tables, bias, c, count, shares, masks, out, g):  # type: ignore[no-untyped-def]
+    """Make the outputs of some channels: an even number, for two of them share what they look up."""
+    scope, size, taps, plane = plan.scope, vector.lanes(shares), g.kh * g.kw, g.H * g.W
+    step, width, start = table_step(shares, g), tile.rows.size, tile.n * g.C * plane
+    places, zero = scope.places, vector.zeros(shares, 0)
+    blocks, pixels = ceil_div(count, BLOCK), g.Ho * g.Wo
+    for task in range(blocks * tile.vectors):
+        v, block = task % tile.vectors, task // tile.vectors
+        here = tile.first + v * size
+        for t in range(taps):
+            at = t * width + v * size
+            vector.store(shares, vector.spaced(4 * t * size, size, (0, 1, 2, 3)), corner_shares(scope, at))
+            masks[t] = vector.flagged(shares, plan.image.flags, at, READS) & vector.flagged(
+                shares, scope.flags, at, READS
+            )
+        for o in range(c + block * BLOCK, c + min(block * BLOCK + BLOCK, count), 2):
+            one = vector.load(tables, vector.shift(neighbours(g), o * step))
+            other = vector.load(tables, vector.shift(neighbours(g), (o + 1) * step))
+            totals = (zero, zero)
+            for i in range(g.kh):
+                for j in range(g.kw):
+                    t = i * g.kw + j
+                    at = t * width + v * size
+                    factors = vector.load(shares, vector.spaced(4 * t * size, size, (0, 1, 2, 3)))
+                    shift = start + here + (i * g.dil_h - g.pad_h) * g.W + j * g.dil_w - g.pad_w
+                    read = (masks[t], masks[t])
+                    samples = vector.load_where(x, (shift + o * plane, shift + (o + 1) * plane), 1, read)
+                    (first,) = vector.dot(vector.looked_up(one, places, (at, at, at, at)), factors, (zero,))
+                    (second,) = vector.dot(vector.looked_up(other, places, (at, at, at, at)), factors, (zero,))
+                    totals = vector.where(read, vector.fma((first, second), samples, totals), totals)
+            if g.has_bias != 0:
+                totals = vector.add(vector.broadcast(bias, (o, o + 1)), totals)
+            to, inside = (tile.n * g.O + o) * pixels + here, vector.between(0, pixels - here)
+            vector.store_where(out, (to, to + pixels), 1, totals, (inside, inside))
+
+
+@borrowing
+def spread_grads(plan, tile, grad_out, tables, c, count, planes, to, band, g):  # type: ignore[no-untyped-def]
+    """Add what some channels of grad_out send to their planes of the image's gradient, which start at `to`."""
+    scope, size, width, pixels = plan.scope, vector.lanes(planes), tile.rows.size, g.Ho * g.Wo
+    step, places = table_step(planes, g), scope.places
+    zero = vector.zeros(planes, 0)
+    for t in range(g.kh * g.kw):
+        shift = (t // g.kw * g.dil_h - g.pad_h) * g.W + t % g.kw * g.dil_w - g.pad_w
+        for v in range(tile.vectors):
+            at, here = t * width + v * size, tile.first + v * size
+            read = vector.flagged(planes, plan.image.flags, at, READS) & vector.flagged(planes, scope.flags, at, READS)
+            shares = corner_shares(scope, at)
+            for k in range(count):
+                kernel = vector.load(tables, vector.shift(neighbours(g), (c + k) * step))
+                (factor,) = vector.dot(vector.looked_up(kernel, places, (at, at, at, at)), shares, (zero,))
+                grad = vector.load_where(grad_out, (tile.n * g.C + c + k) * pixels + here, 1, read)
+                total = vector.load_where(planes, to + k * band + here + shift, 1, read)
+                vector.store_where(planes, to + k * band + here + shift, 1, vector.fma(factor, grad, total), read)
+
+
+@borrowing
+def add_slopes(  # type: ignore[no-untyped-def]
+    places, at, by_row, by_column, tables, c, count, grad_out, grad_at, samples, sample_at, sample_step, read, g
+):
+    """Return what some channels give to the gradients of a tap's offsets of the kernel."""
+    zero, pixels = vector.zeros(tables, 0), g.Ho * g.Wo
+    step = table_step(tables, g)
+    down = across = zero
+    for k in range(count):
+        kernel = vector.load(tables, vector.shift(neighbours(g), (c + k) * step))
+        values = vector.looked_up(kernel, places, (at, at, at, at))
+        slopes = vector.dot(values, by_row, (zero,))[0], vector.dot(values, by_column, (zero,))[0]
+        grad = vector.load_where(grad_out, grad_at + k * pixels, 1, read)
+        sample = vector.load_where(samples, sample_at + k * sample_step, 1, read)
+        down, across = vector.fma(vector.mul(grad, slopes), sample, (down, across))
+    return down, across
