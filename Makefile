@@ -1,5 +1,5 @@
 # Every target sets up what it needs: a .venv beside this file, everything else from the package index.
-#   make demo | motion | texture | test | check | bench | gpu-test | budgets | mutants | soak | clean
+#   make demo | motion | texture | digits | test | check | bench | gpu-test | budgets | mutants | soak | clean
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 # make gpu-test GPU_PYTHON=python3 takes an environment that is there already.
 GPU_PYTHON ?= $(BIN)/python
 
-.PHONY: demo motion texture test check bench gpu-test budgets mutants soak clean
+.PHONY: demo motion texture digits test check bench gpu-test budgets mutants soak clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.demo
@@ -21,6 +21,9 @@ motion: $(VENV)/.demo
 
 texture: $(VENV)/.demo
 	$(BIN)/python examples/texture.py
+
+digits: $(VENV)/.demo
+	$(BIN)/python examples/digits.py
 
 test: $(VENV)/.test
 	$(PYTEST) -n $(WORKERS) --dist worksteal tests
@@ -57,7 +60,7 @@ soak: $(VENV)/.test
 	PYTHONPATH=.:adapters $(BIN)/python tests/soak.py --workers $(WORKERS) $(SOAK)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png motion.png texture.png
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png motion.png texture.png digits.png
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"dynk needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}; name another with make PYTHON=...")'

@@ -79,11 +79,17 @@ class Problem:
         def normal(shape: tuple[int, ...]) -> Any:
             return testing.rounded(rng.standard_normal(shape, np.float32), case.dtype)
 
+        def coordinates(shape: tuple[int, ...]) -> Any:
+            """Draw within 2 and off positions, where derivatives jump and peers may round to either side."""
+            return testing.rounded((rng.integers(-128, 128, shape) + 0.5) / 64, case.dtype)
+
         arrays = tuple(
             None
             if shape is None
             else rng.integers(case.indices[name], size=shape)
             if name in case.indices
+            else coordinates(shape)
+            if name in case.op.coordinates
             else normal(shape)
             for name, shape in zip(case.op.arrays, case.shapes, strict=True)
         )

@@ -82,6 +82,9 @@ WRONG_OPTIONS: dict[str, tuple[Any, ...]] = {
     ),
     # by name
     "stride": (0, -1, (0, 1), (1, -1), True, (1, True), 1 << 31),
+    "kernel_size": (0, -1, (0, 1), (1, -1), True, (1, True), 1 << 31),
+    "padding": (-1, (0, -1), True, (1, True), 1 << 31, "same"),
+    "kernel_boundary": ("border", "Clip", True),
     "dilations": (0, 2, (0,), (1, -1), (True,), ((1, True),), (1, 1 << 31), 1 << 31),
     "groups": (0, -1, True, 1 << 31, 1000),
     "dilation": (0, -1, (0, 1), (1, -1), True, (1, True), 1 << 31),
@@ -98,7 +101,8 @@ def option(call: Call) -> str | None:
     target = pick(call, [name for name in call.op.options if name not in call.corrupted])
     if target is None:
         return None
-    value = call.rng.choice(WRONG_OPTIONS[call.op.options[target][0]] + WRONG_OPTIONS.get(target, ()))
+    kind = call.op.options[target][0].removesuffix("?")
+    value = call.rng.choice(WRONG_OPTIONS[kind] + WRONG_OPTIONS.get(target, ()))
     call.options[target] = value
     return call.corrupt(target, show(value))
 

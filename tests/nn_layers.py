@@ -61,4 +61,26 @@ CASES = {
     "carafe": Case(
         lambda **m: layers.CARAFE(6, 3, 3, groups=2, compressed_channels=4, **m), ((2, 6, 4, 3),), (2, 6, 12, 9)
     ),
+    "dk-local": Case(
+        lambda **m: layers.DeformableKernelConv2d(4, 6, (3, 2), scope=(4, 3), stride=(1, 2), padding=1, **m),
+        ((2, 4, 5, 6),),
+        (2, 6, 5, 4),
+    ),
+    "dk-both": Case(
+        lambda **m: layers.DeformableKernelConv2d(
+            6, 6, 3, scope=4, padding=2, dilation=2, groups=6, offset_groups=2, data_offsets=True, **m
+        ),
+        ((2, 6, 5, 6),),
+        (2, 6, 5, 6),
+    ),
+    "dk-global": Case(
+        lambda **m: layers.GlobalDeformableKernelConv2d(5, 5, 3, scope=4, stride=2, padding=1, groups=5, **m),
+        ((2, 5, 7, 6),),
+        (2, 5, 4, 3),
+    ),
+    "dk-global-1x1": Case(
+        lambda **m: layers.GlobalDeformableKernelConv2d(5, 3, 1, scope=2, bias=False, **m),
+        ((2, 5, 4, 6),),
+        (2, 3, 4, 6),
+    ),
 }

@@ -8,7 +8,9 @@ import pytest
 import dynk
 from examples import motion
 
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 texture = pytest.importorskip("examples.texture", reason="PyTorch is not installed")
+digits = pytest.importorskip("examples.digits", reason="scikit-learn is not installed")
 
 
 @pytest.fixture
@@ -75,4 +77,41 @@ def test_the_texture_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> No
     assert texture.main(["--output", str(output), "--steps", "1"]) == 0
     printed = capsys.readouterr().out
     assert all(row in printed for row in ("dilation 1 everywhere", "a dilation for each pixel"))
+    assert output.read_bytes().startswith(b"\x89PNG")
+
+
+def test_digits_are_drawn_at_their_size_and_turned() -> None:
+    corner = torch.zeros(3, 1, 8, 8)
+    corner[:, :, :4, :4] = 1  # above and left of the middle
+    pictures = digits.drawn(corner, torch.tensor([1.0, 2.0, 2.0]), torch.tensor([0.0, 0.0, torch.pi / 2]))
+    for picture, count, quarter in zip(pictures[:, 0], (4, 8, 8), ((0, 0), (0, 0), (0, 1)), strict=True):
+        middle = digits.SIZE // 2
+        there = picture.reshape(2, middle, 2, middle).sum((1, 3))
+        assert there.argmax().item() == 2 * quarter[0] + quarter[1]
+        assert picture.sum().item() == pytest.approx(count**2, rel=0.05)
+
+
+def test_the_radius_of_a_field_is_that_of_its_pixels() -> None:
+    field = torch.zeros(2, 9, 9)
+    field[:, 4, 4] = 1
+    assert digits.radius(field) == 0
+    field[:, 4, 4], field[:, 4, 1], field[:, 4, 7] = 0, 1, 1
+    assert digits.radius(field) == pytest.approx(3)
+
+
+def test_both_kinds_of_networks_start_as_the_same_function() -> None:
+    rigid, deformable = (digits.make_network(0, kind).eval() for kind in digits.KINDS)
+    pictures = torch.rand(2, 1, digits.SIZE, digits.SIZE)
+    torch.testing.assert_close(rigid(pictures), deformable(pictures), atol=1e-5, rtol=1e-4)
+
+
+def test_the_digits_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(digits, "BATCH", 2)
+    known, unknown = digits.digits()
+    few = digits.Digits(unknown.images[:8], unknown.labels[:8])
+    monkeypatch.setattr(digits, "digits", lambda: (known, few))
+    output = tmp_path / "digits.png"
+    assert digits.main(["--output", str(output), "--steps", "1", "--seeds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert all(kind in printed for kind in digits.KINDS)
     assert output.read_bytes().startswith(b"\x89PNG")

@@ -22,7 +22,7 @@ from dynk.testing import Call, assert_close, strategies
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 import dynk_jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-from dynk_jax import _apply, _decoupled, _dilated, _sampled  # noqa: E402
+from dynk_jax import _apply, _decoupled, _deformable, _dilated, _sampled  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
 
 each_dtype = pytest.mark.parametrize("dtype", FLOATS)
@@ -77,7 +77,7 @@ def test_kernels_run_without_the_interpreter() -> None:
     assert "callback" not in lowered
 
 
-@pytest.mark.parametrize("module", [_decoupled, _dilated, _sampled], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [_decoupled, _deformable, _dilated, _sampled], ids=lambda module: module.__name__)
 def test_examples_in_docstrings(module: Any) -> None:
     results = doctest.testmod(module)
     assert results.attempted > 0
@@ -85,6 +85,11 @@ def test_examples_in_docstrings(module: Any) -> None:
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------
+
+
+def _offsets(*shape: int) -> Any:
+    return np.random.default_rng(shape).integers(-8, 8, shape) / 4 + 0.125
+
 
 SECOND_DERIVATIVES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "ddf": (dynk_jax.ddf, [X, SPATIAL, CHANNEL]),
@@ -100,6 +105,13 @@ SECOND_DERIVATIVES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] 
         lambda *a: dynk_jax.filter_norm(*a, axes=(2, 3)),
         [(2, 2, 3, 2, 4), (2, 1, 1, 1), (3, 2, 1)],
     ),
+    "deformable_conv2d": (
+        lambda x, weight, mask, bias: dynk_jax.deformable_conv2d(
+            x, weight, _offsets(2, 1, 2, 2, 2, 3, 3), _offsets(2, 2, 2, 2, 2, 3, 3), mask, bias
+        ),
+        [(2, 2, 4, 4), (3, 2, 3, 3), (2, 2, 2, 2, 3, 3), (3,)],
+    ),
+    "sample_kernel": (lambda weight: dynk_jax.sample_kernel(weight, _offsets(2, 2, 2, 2, 2)), [(4, 2, 3, 3)]),
     "filter_norm alone": (lambda f: dynk_jax.filter_norm(f, axes=(-1, 0)), [(2, 4, 3)]),
 }
 
@@ -109,6 +121,21 @@ SECOND_DERIVATIVES: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] 
 def test_second_derivatives(case: str) -> None:
     function, shapes = SECOND_DERIVATIVES[case]
     check_grads(jax.jit(function), arrays(*shapes, dtype="float64"), order=2, modes=["rev"])
+
+
+@pytest.mark.usefixtures("x64")
+def test_offsets_are_differentiated_once() -> None:
+    x, weight, offset = *arrays((1, 2, 4, 4), (2, 2, 2, 2), dtype="float64"), _offsets(1, 1, 2, 2, 2, 3, 3)
+
+    def function(data_offset: Any) -> Any:
+        return dynk_jax.deformable_conv2d(x, weight, None, data_offset)
+
+    check_grads(jax.jit(function), [offset], order=1, modes=["rev"])
+    # The gradient of the image is differentiable by the offsets, not that of an offset.
+    of_image = jax.grad(lambda x, o: (dynk_jax.deformable_conv2d(x, weight, None, o) ** 2).sum())
+    check_grads(lambda o: of_image(x, o), [offset], order=1, modes=["rev"])
+    with pytest.raises(NotImplementedError, match=r"^deformable_conv2d: data_offset must be constant in forward mode"):
+        jax.grad(lambda o: (jax.grad(lambda o: (function(o) ** 2).sum())(o) ** 2).sum())(offset)
 
 
 @pytest.mark.usefixtures("x64")

@@ -59,7 +59,10 @@ def test_all_is_exactly_the_public_surface() -> None:
     assert [name for name in dynk.__all__ if not hasattr(dynk, name)] == []
 
 
-@pytest.mark.parametrize("name", ["dynk.testing", "dynk.testing.strategies", "dynk.decoupled", "dynk.sampled"])
+@pytest.mark.parametrize(
+    "name",
+    ["dynk.testing", "dynk.testing.strategies", "dynk.decoupled", "dynk.sampled", "dynk.dilated", "dynk.deformable"],
+)
 def test_all_of_the_other_public_modules_exists(name: str) -> None:
     module = importlib.import_module(name)
     assert [public for public in module.__all__ if not hasattr(module, public)] == []
@@ -106,8 +109,9 @@ def test_signatures_are_those_declared(op: Operator) -> None:
             positional = name in (*op.arrays, "grad_out")
             assert parameter.kind == (parameter.POSITIONAL_OR_KEYWORD if positional else parameter.KEYWORD_ONLY), name
             if name in op.options:
-                default = op.options[name][1]
-                assert parameter.default == (parameter.empty if default is None else default), name
+                kind, default = op.options[name]
+                required = default is None and not kind.endswith("?")
+                assert parameter.default == (parameter.empty if required else default), name
             if parameter.default is None and name in op.arrays:
                 assert name in op.optional
 
@@ -118,6 +122,7 @@ def test_gradients_are_named_after_the_arrays(op: Operator) -> None:
     assert op.optional <= set(op.arrays)
     assert op.batched <= set(op.arrays)
     assert op.integers <= set(op.arrays)
+    assert op.coordinates <= set(op.arrays)
 
 
 @each_operator

@@ -102,10 +102,13 @@ def test_any_layout(case: Case, layout: str) -> None:
 @one_of_each
 def test_empty_batch(case: Case) -> None:
     batched = operators()[case.name].batched or {"f"}
-    names = [name for name, shape in zip(operators()[case.name].arrays, case.shapes, strict=True) if shape is not None]
-    given = [(t[:0] if name in batched else t).requires_grad_() for name, t in zip(names, case.given(), strict=True)]
-    out = case.of_given(*given)
+    tensors = [
+        None if t is None else (t[:0] if name in batched else t).requires_grad_()
+        for name, t in zip(case.names, case.tensors(), strict=True)
+    ]
+    out = case(*tensors)
     assert out.numel() == 0
+    given = [t for t in tensors if t is not None]
     for t, grad in zip(given, torch.autograd.grad(out.sum(), given), strict=True):
         assert torch.equal(grad, torch.zeros_like(t))
 

@@ -35,7 +35,10 @@ def test_opcheck(case: Case) -> None:
     torch.library.opcheck(getattr(torch.ops.dynk, case.name).default, (*tensors, *options))
     grad_out = grad_like(case(*tensors)).requires_grad_()
     backward = getattr(torch.ops.dynk, f"{case.name}_backward").default
-    needs = [t is not None for t in tensors]
+    tensors = [
+        t.detach() if t is not None and n in case.constants else t for n, t in zip(case.names, tensors, strict=True)
+    ]
+    needs = [t is not None and n not in case.constants for n, t in zip(case.names, tensors, strict=True)]
     torch.library.opcheck(backward, (grad_out, *tensors, *options, needs))
     first_alone = [i == 0 and needed for i, needed in enumerate(needs)]
     torch.library.opcheck(backward, (grad_out, *tensors, *options, first_alone))

@@ -46,6 +46,48 @@ def test_gradgradcheck(case: Case) -> None:
     assert gradgradcheck(case.of_given, inputs, fast_mode=True, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
+with_coordinates = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name) for name, case in CASES.items() if case.constants],
+)
+
+
+@with_coordinates
+def test_gradcheck_of_coordinates(case: Case) -> None:
+    """Their gradient, and what they make of the gradients of the rest."""
+    tensors = case.tensors(torch.float64, requires_grad=True)
+    given = [t for t in tensors if t is not None]
+    places = [place for place, t in enumerate(tensors) if t is not None]
+
+    def function(*moved: Tensor) -> Tensor:
+        return case(*(moved[places.index(place)] if place in places else None for place in range(len(tensors))))
+
+    assert gradcheck(function, given, check_batched_grad=True)
+    rest = [number for number, place in enumerate(places) if case.names[place] not in case.constants]
+
+    def gradients(*moved: Tensor) -> tuple[Tensor, ...]:
+        out = function(*moved)
+        return torch.autograd.grad(out, [moved[number] for number in rest], grad_like(out), create_graph=True)
+
+    assert gradcheck(gradients, given)
+
+
+@with_coordinates
+def test_what_coordinates_leave_undifferentiated_is_refused(case: Case) -> None:
+    tensors = case.tensors(torch.float64, requires_grad=True)
+    place = next(p for p, t in enumerate(tensors) if t is not None and case.names[p] in case.constants)
+    message = f"{case.name}: {case.names[place]} must be constant in forward mode and where a gradient is"
+    (gradient,) = torch.autograd.grad(case(*tensors).sin().sum(), tensors[place], create_graph=True)
+    with pytest.raises(NotImplementedError, match=message):
+        gradient.square().sum().backward()
+
+    def moved(offset: Tensor) -> Tensor:
+        return case(*tensors[:place], offset, *tensors[place + 1 :])
+
+    with pytest.raises(NotImplementedError, match=message):
+        torch.func.jvp(moved, (tensors[place].detach(),), (torch.ones_like(tensors[place]),))
+
+
 @pytest.mark.parametrize("name", ["ddf-mul", "norm-scale"])
 def test_gradgradcheck_of_the_library_operator(name: str) -> None:
     case = CASES[name]

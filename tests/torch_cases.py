@@ -1,4 +1,7 @@
-"""What the tests of dynk_torch share: a call of each operator in each of its forms."""
+"""What the tests of dynk_torch share: a call of each operator in each of its forms.
+
+Coordinates are constants of a case: what they make of the rest is differentiable without end, they themselves are not.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import shutil
 from typing import Any
 
 import dynk_torch
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -33,8 +37,12 @@ class Case:
     def tensors(self, dtype: torch.dtype = torch.float32, *, requires_grad: bool = False) -> list[Tensor | None]:
         generator = torch.Generator().manual_seed(0)
         return [
-            None if s is None else torch.randn(s, generator=generator).to(dtype).requires_grad_(requires_grad)
-            for s in self.shapes
+            None
+            if s is None
+            else (coordinates(s) if name in self.constants else torch.randn(s, generator=generator))
+            .to(dtype)
+            .requires_grad_(requires_grad)
+            for name, s in zip(self.names, self.shapes, strict=True)
         ]
 
     def __call__(self, *tensors: Any) -> Tensor:
@@ -46,14 +54,33 @@ class Case:
 
     def fill(self, given: Any) -> list[Any]:
         entries = iter(given)
-        return [None if shape is None else next(entries) for shape in self.shapes]
+        return [
+            None if s is None else coordinates(s).to(given[0].dtype) if name in self.constants else next(entries)
+            for name, s in zip(self.names, self.shapes, strict=True)
+        ]
 
     def given(self, dtype: torch.dtype = torch.float32, *, requires_grad: bool = False) -> tuple[Tensor, ...]:
-        return tuple(t for t in self.tensors(dtype, requires_grad=requires_grad) if t is not None)
+        tensors = zip(self.names, self.tensors(dtype, requires_grad=requires_grad), strict=True)
+        return tuple(t for name, t in tensors if t is not None and name not in self.constants)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return operators()[self.name].arrays
+
+    @property
+    def constants(self) -> frozenset[str]:
+        """The arguments that `given` leaves out and `fill` puts in."""
+        return operators()[self.name].coordinates
 
     def call(self, tensors: list[Tensor | None]) -> testing.Call:
         arrays = tuple(None if t is None else t.detach() for t in tensors)
         return testing.Call(operators()[self.name], arrays, self.options)
+
+
+def coordinates(shape: tuple[int, ...]) -> Tensor:
+    """Return coordinates between positions, around which operators are smooth."""
+    rng = np.random.default_rng(shape)
+    return torch.from_numpy(rng.integers(-2, 2, shape) + rng.choice([0.25, 0.75], shape))
 
 
 X, SPATIAL, CHANNEL = (2, 4, 3, 5), (2, 2, 2, 3, 3, 5), (2, 4, 2, 3)
@@ -94,6 +121,20 @@ CASES = {
     "adaptive-depthwise": Case(
         "adaptive_dilation_conv2d", ((1, 2, 3, 3), (4, 1, 1, 3), (1, 3, 3, 3), None), {"groups": 2}
     ),
+    "deformable": Case(
+        "deformable_conv2d",
+        ((2, 2, 3, 4), (3, 2, 3, 3), (2, 1, 2, 2, 2, 2, 3), None, None, (3,)),
+    ),
+    "deformable-depthwise": Case(
+        "deformable_conv2d",
+        ((1, 2, 3, 3), (4, 1, 2, 4), (1, 2, 2, 3, 2, 2, 2), None, (1, 1, 2, 3, 2, 2), None),
+        {"groups": 2, "stride": 2, "padding": (1, 1), "kernel_boundary": "zeros"},
+    ),
+    "deformable-data": Case(
+        "deformable_conv2d",
+        ((1, 2, 3, 3), (2, 2, 2, 2), None, (1, 2, 2, 2, 2, 2, 2), (1, 2, 2, 2, 2, 2), (2,)),
+    ),
+    "sample-kernel": Case("sample_kernel", ((4, 2, 3, 3), (2, 2, 2, 2, 2)), {"kernel_size": 2}),
     "norm": Case("filter_norm", ((2, 3, 2, 2), None, None), {"axes": (2, 3)}),
     "norm-scale": Case("filter_norm", ((2, 2, 2, 3, 2), (2, 1, 1, 1), None), {"axes": (-3, 3), "eps": 0.1}),
     "norm-shift": Case("filter_norm", ((2, 3, 2), (3, 1), (2, 3, 2)), {"axes": (2, 0)}),
@@ -104,7 +145,8 @@ each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 # One case of each operator, for what the operators share.
 one_of_each = pytest.mark.parametrize(
-    "case", [CASES[name] for name in ("ddf-mul", "upsample-mul", "norm-scale", "dynamic", "sampled", "adaptive")]
+    "case",
+    [CASES[name] for name in ("ddf-mul", "upsample-mul", "norm-scale", "dynamic", "sampled", "adaptive", "deformable")],
 )
 
 

@@ -4,18 +4,22 @@ from dynk_jax.functional import (
     adaptive_dilation_conv2d,
     ddf,
     ddf_upsample,
+    deformable_conv2d,
     dynamic_filter,
     filter_norm,
     gumbel_softmax,
     ls_dfn,
+    sample_kernel,
 )
 
 __all__ = [
     "adaptive_dilation_conv2d",
     "ddf",
     "ddf_upsample",
+    "deformable_conv2d",
     "dynamic_filter",
     "filter_norm",
     "gumbel_softmax",
     "ls_dfn",
+    "sample_kernel",
 ]

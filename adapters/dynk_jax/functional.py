@@ -6,6 +6,7 @@ Each public function hands its arrays and options to `apply`, which knows operat
 from __future__ import annotations
 
 from dynk_jax._decoupled import ddf, ddf_upsample, filter_norm
+from dynk_jax._deformable import deformable_conv2d, sample_kernel
 from dynk_jax._dilated import adaptive_dilation_conv2d, gumbel_softmax
 from dynk_jax._sampled import dynamic_filter, ls_dfn
 
@@ -13,8 +14,10 @@ __all__ = [
     "adaptive_dilation_conv2d",
     "ddf",
     "ddf_upsample",
+    "deformable_conv2d",
     "dynamic_filter",
     "filter_norm",
     "gumbel_softmax",
     "ls_dfn",
+    "sample_kernel",
 ]

@@ -10,10 +10,12 @@ from dynk_torch.functional import (
     adaptive_dilation_conv2d,
     ddf,
     ddf_upsample,
+    deformable_conv2d,
     dynamic_filter,
     filter_norm,
     gumbel_softmax,
     ls_dfn,
+    sample_kernel,
 )
 
 __all__ = [
@@ -21,10 +23,12 @@ __all__ = [
     "convert",
     "ddf",
     "ddf_upsample",
+    "deformable_conv2d",
     "dynamic_filter",
     "filter_norm",
     "gumbel_softmax",
     "ls_dfn",
+    "sample_kernel",
 ]
 
 _library.register_all()

@@ -188,14 +188,17 @@ class Forward(Function):
         ctx.backend = _dispatch._requested.get()
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)  # what does not move has no tangent, rather than one of zeros
         if not _transforms_active():
             return forward(op, tensors, options)
         with _level_below():
             return _library_forward(op, tensors, options)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> Tensors:
+    def backward(ctx: Any, grad_out: Tensor | None) -> Tensors:
         op, options = ctx.call
+        if grad_out is None:
+            return (None,) * (2 + len(op.arrays))
         with _recorded_backend(ctx):
             return (None, None, *backward(op, grad_out, ctx.saved_tensors, options, ctx.needs_input_grad[2:]))
 

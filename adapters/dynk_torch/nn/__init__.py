@@ -6,6 +6,7 @@ with images in either memory layout (the output is contiguous). `torch.manual_se
 
 from dynk_torch.nn._author import load_author_state_dict
 from dynk_torch.nn._decoupled import DDF, DDFUp
+from dynk_torch.nn._deformable import DeformableKernelConv2d, GlobalDeformableKernelConv2d, parameter_groups
 from dynk_torch.nn._dilated import PRIORS, GatedPrior, MarkovPrior, PADConv2d, RecurrentPrior
 from dynk_torch.nn._filter_norm import FilterNorm
 from dynk_torch.nn._sampled import LSDFN, DynamicFilter
@@ -17,12 +18,15 @@ __all__ = [
     "LSDFN",
     "PRIORS",
     "DDFUp",
+    "DeformableKernelConv2d",
     "DynamicFilter",
     "FilterNorm",
     "GatedPrior",
+    "GlobalDeformableKernelConv2d",
     "Involution",
     "MarkovPrior",
     "PADConv2d",
     "RecurrentPrior",
     "load_author_state_dict",
+    "parameter_groups",
 ]
