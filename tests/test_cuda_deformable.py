@@ -113,10 +113,7 @@ def test_kernel_sizes_and_scopes(k: tuple[int, int], scope: tuple[int, int], gro
 def test_which_calls_are_depthwise(outputs: int) -> None:
     """Groups of one channel with few outputs, or with kernel offsets, whose rules differ from those of dense ones."""
     names = [
-        {
-            name.partition("<")[0]
-            for name in check(call_of("float32", (1, 2, 5, 6), 2 * outputs, groups=2, moves=m)).launched
-        }
+        {name.partition("<")[0] for name in check(call_of("float32", (1, 2, 5, 6), 2 * outputs, groups=2, moves=m)).launched}
         for m in ("data", "kernel")
     ]
     assert ["deform_columns" not in found for found in names] == [outputs == 4, True]
