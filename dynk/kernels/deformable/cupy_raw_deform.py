@@ -1,12 +1,14 @@
 """Launches the CUDA C kernels of `deformable_conv2d`.
 
-Convolutions whose groups have one input channel take the kernels of `scope.cu` or `depthwise.cu`, all others are matrix
-products with columns in the workspace (`dense.cu`); the gradients of single taps are of both (`taps.cu`). Kernels, grids and how a call
-is cut into parts depend on shapes alone, so that the same call gives the same bits on every device.
+Convolutions whose groups have one input channel take the kernels of `scope.cu` or `depthwise.cu`, all others are
+matrix products with columns in the workspace (`dense.cu`); the gradients of single taps are of both (`taps.cu`).
+Kernels, grids and how a call is cut into parts depend on shapes alone, so that the same call gives the same bits on
+every device.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -34,6 +36,10 @@ TILE, DEPTH = 64, 16  # of a product's block, as the source says
 SLICES = 8  # threads that share the channels of a block of offsets, at most
 PLACES_THREADS = 1024  # of `deform_places`
 SHARED = 48 << 10  # bytes of a block, at most
+CHANNELS, LEAST_THREADS = (
+    8,
+    128,
+)  # of a thread and a block that form columns: no more channels if there are fewer threads
 FEW_OUTPUTS = 4  # of a group of one channel that has kernels of its own even without kernel offsets
 
 # How many bytes each use of the workspace may take.
@@ -80,9 +86,9 @@ def deformable_conv2d_backward(
 ) -> None:
     """Write the gradients of `deformable_conv2d` that are not None.
 
-    The workspace is the columns of as many pixels as fit it or their gradient, none for depth-wise weights; the taps that
-    reach each cell of as many images or pixels as fit it, for the gradient of `x` with data offsets; and partial sums. At
-    most WORKSPACE bytes, or one gradient of the weight besides if that is more than an eighth.
+    The workspace is the columns of as many pixels as fit it or their gradient, none for depth-wise weights; the taps
+    that reach each cell of as many images or pixels as fit it, for the gradient of `x` with data offsets; and partial
+    sums. At most WORKSPACE bytes, or one gradient of the weight besides if that is more than an eighth.
     """
     call = _Call(cuda, plan)
     points = kernel_offset, data_offset, mask
@@ -149,23 +155,21 @@ class _Call:
         self.scope = self.g.Sh * self.g.Sw
         self.depthwise = is_depthwise(self.g)
         self.size = ITEMSIZE[accumulator(self.dtype)]
+        self.rounds = accumulator(self.dtype) != self.dtype  # gradients cannot hold what is to be added to
         # Elements of the columns in the workspace.
         self.most = min(self.g.N * self.pixels * self.g.C * self.scope, COLUMNS // self.size)
         self._columns: Any = None
 
-    def launch(
-        self, source: str, name: str, blocks: int, args: tuple[Any, ...], *more: Any, out: str = "", shared: int = 0
-    ) -> None:
-        """Launch a kernel of one-dimensional blocks, with the geometry, and numbers or tuples of them, behind `args`."""
-        self.cuda.launch(source, self.expression(name, out), (blocks,), (THREADS,), (*args, *self.numbers(*more)), shared)
+    def launch(self, source: str, name: str, blocks: int, args: tuple[Any, ...], *more: Any, kind: str = "") -> None:
+        """Launch a kernel of one-dimensional blocks, with the geometry and `more` numbers behind its arguments."""
+        args = *args, *self.numbers(*more)
+        self.cuda.launch(source, self.expression(name, kind), (blocks,), (THREADS,), args)
 
     def expression(self, name: str, more: str = "") -> str:
         return f"{name}<{ELEMENT[self.dtype]}, {INDEX[self.index]}{f', {more}' if more else ''}>"
 
     def numbers(self, *more: Any) -> tuple[Any, ...]:
-        return tuple(
-            by_value(n, self.index) if isinstance(n, tuple) else self.index.type(n) for n in (self.g, *more)
-        )
+        return tuple(by_value(n, self.index) if isinstance(n, tuple) else self.index.type(n) for n in (self.g, *more))
 
     @property
     def kind(self) -> str:
@@ -191,12 +195,16 @@ class _Call:
     def columns(self, part: Part, args: tuple[Any, ...]) -> Any:
         """Return the columns of a part."""
         columns = self.workspace_of_columns()
-        threads = min(THREADS, power_of_two(max(1, SHARED // (self.scope * self.size))))
-        in_shared = bool(self.g.has_kernel) and threads >= WARP
-        threads = threads if in_shared else THREADS
-        shared = threads * self.scope * self.size if in_shared else 0
-        numbers = self.numbers(part, int(in_shared))
-        blocks = divide_up(part.pixels * part.channels, threads)
+        run = math.gcd(self.g.C // self.g.Gk, self.g.C // self.g.Gd)
+        each, threads, shared = min(CHANNELS, run), THREADS, 0
+        if self.g.has_kernel:
+            fitting = SHARED // (self.scope * self.size)  # threads, of a channel each
+            each = max(1, min(each, fitting // LEAST_THREADS))
+            if fitting >= WARP:
+                threads = min(THREADS, power_of_two(fitting // each))
+                shared = threads * each * self.scope * self.size
+        numbers = self.numbers(part, run, each, int(shared > 0))
+        blocks = divide_up(part.pixels * (self.g.C // run) * divide_up(run, each), threads)
         args = *args, columns, *numbers
         self.cuda.launch(DENSE, self.expression("deform_columns"), (blocks,), (threads,), args, shared)
         return columns
@@ -217,14 +225,19 @@ class _Call:
     # ---- the image ---------------------------------------------------------------------------------------------------
 
     def backward_x(self, operands: tuple[Any, ...], data_offset: Any, gradient: Any) -> None:
-        g, cut = self.g, self.cut()
-        in_block = g.C // g.Gd
+        g = self.g
+        fast = cupy_raw_scope.backward_x(g, self.dtype, self.index)
+        if fast is not None:
+            tiles = g.N * divide_up(g.H * g.W, cupy_raw_scope.PIXELS)
+            self.of_scope(fast, fast.blocks * tiles, (*operands, None, gradient))
+            return
+        in_block, cut = g.C // g.Gd, self.cut()
         places = entries = carried = listed = None
         if g.has_data:
             units, cells = cut.images * cut.blocks, (cut.rows + 1) * (g.W + 1)
             places = self.cuda.workspace(min(LISTS // 8, units * cells * self.taps), "int32")
             entries = self.cuda.workspace(units * self.taps * cut.pixels, "int32")
-        if cut.pixels < self.pixels:
+        if cut.pixels < self.pixels and self.rounds:
             carried = self.cuda.workspace(cut.channels * cut.rows * g.W, accumulator(self.dtype))
         for listing, first_channel in self.steps(cut):
             if g.has_data and listing != listed:
@@ -240,7 +253,7 @@ class _Call:
             threads = listing.images * channels // in_turn * divide_up(in_turn, self.held()) * listing.rows * g.W
             more = int(listing.first_pixel + listing.pixels < self.pixels)
             blocks = divide_up(threads, THREADS)
-            self.launch(TAPS, "deform_backward_x", blocks, args, part, listing, more, out=self.kind)
+            self.launch(TAPS, "deform_backward_x", blocks, args, part, listing, more, kind=self.kind)
 
     def held(self) -> int:
         """Return the channels of a thread of `deform_backward_x`: CHANNELS of the source."""
@@ -259,9 +272,11 @@ class _Call:
             pixels = max(1, min(pixels, self.most // self.scope))
             channels = self.most // (self.scope * pixels)
         if pixels < self.pixels:
-            carried = max(1, CARRIED // (self.size * g.W))
-            rows = min(rows, carried)
-            return Cut(1, 1, max(1, min(channels, in_block, carried // rows)), pixels, rows)
+            if self.rounds:
+                carried = max(1, CARRIED // (self.size * g.W))  # rows of a channel
+                rows = min(rows, carried)
+                channels = min(channels, carried // rows)
+            return Cut(1, 1, max(1, min(channels, in_block)), pixels, rows)
         images = min(g.N, units // g.Gd, channels // g.C) if rows == g.H else 0
         if images > 0:
             return Cut(images, g.Gd, in_block, pixels, rows)
@@ -292,17 +307,19 @@ class _Call:
         """List the taps that reach each cell."""
         units, cells = listing.images * listing.blocks, (listing.rows + 1) * (self.g.W + 1)
         blocks = divide_up(units * listing.segments * WARP, THREADS)
-        self.launch(TAPS, "deform_list", blocks, args, listing, out="false")
+        self.launch(TAPS, "deform_list", blocks, args, listing, kind="false")
         numbers = self.index.type(cells), self.index.type(listing.segments)
         expression = f"deform_places<{INDEX[self.index]}>"
         self.cuda.launch(TAPS, expression, (units,), (PLACES_THREADS,), (args[1], *numbers))
-        self.launch(TAPS, "deform_list", blocks, args, listing, out="true")
+        self.launch(TAPS, "deform_list", blocks, args, listing, kind="true")
 
     # ---- the other gradients -----------------------------------------------------------------------------------------
 
     def backward_points(self, operands: tuple[Any, ...], kernel: Any, data: Any, mask: Any) -> None:
         """Write the gradients of the offsets and the mask."""
         g = self.g
+        if kernel is not None and self.depthwise and self.depthwise_backward_kernel(operands, kernel):
+            kernel = None
         for part in [Part(0, g.N * self.pixels, 0, g.C)] if self.depthwise else self.parts():
             columns = self.grad_columns(part, operands[0], operands[2])
             if data is not None or mask is not None:
@@ -329,13 +346,13 @@ class _Call:
         pixels = pixel_parts[0].pixels
         count = self.split(pixels, divide_up(BUSY, tiles * THREADS), size, DEPTH * CHAIN)
         out, element = gradient, ELEMENT[self.dtype]
-        if count > 1 or (len(pixel_parts) > 1 and element != ACCUMULATOR[self.dtype]):
+        if count > 1 or (len(pixel_parts) > 1 and self.rounds):
             out, element = self.cuda.workspace(count * size, accumulator(self.dtype)), ACCUMULATOR[self.dtype]
         for part in pixel_parts:
             columns = self.columns(part, args[1:])
             segment = divide_up(part.pixels, count)
             operands = *args, columns, out
-            self.launch(DENSE, "deform_backward_weight", tiles * count, operands, part, segment, out=element)
+            self.launch(DENSE, "deform_backward_weight", tiles * count, operands, part, segment, kind=element)
         if out is not gradient:
             sum_partials(self.cuda, DEPTHWISE, self.dtype, out, gradient, size, count)
 
@@ -348,8 +365,7 @@ class _Call:
             self.launch(DEPTHWISE, "deform_depthwise_forward", divide_up(g.N * g.O * self.pixels, THREADS), args)
             return
         tiles = g.N * divide_up(self.pixels, cupy_raw_scope.PIXELS)
-        args = *args, *self.numbers(fast.blocking)
-        self.cuda.launch(cupy_raw_scope.SOURCE, fast.expression, (fast.blocks * tiles,), (fast.threads,), args, fast.shared)
+        self.of_scope(fast, fast.blocks * tiles, args)
 
     def depthwise_backward_weight(self, args: tuple[Any, ...], gradient: Any) -> None:
         g, size = self.g, self.g.O * self.scope
@@ -360,10 +376,32 @@ class _Call:
         tiles = g.N * divide_up(self.pixels, cupy_raw_scope.PIXELS)
         parts = self.split(tiles, divide_up(BUSY, fast.blocks * fast.threads), size, 2)
         out = self.cuda.workspace(parts * size, accumulator(self.dtype))
-        args = *args, out, *self.numbers(fast.blocking, parts)
-        grid = (fast.blocks * parts,)
-        self.cuda.launch(cupy_raw_scope.SOURCE, fast.expression, grid, (fast.threads,), args, fast.shared)
+        self.of_scope(fast, fast.blocks * parts, (*args, out), parts)
         sum_partials(self.cuda, DEPTHWISE, self.dtype, out, gradient, size, parts)
+
+    def depthwise_backward_kernel(self, args: tuple[Any, ...], gradient: Any) -> bool:
+        """Write the gradient of the kernel offsets, by images that fit the workspace; return whether that can be."""
+        g = self.g
+        fast = cupy_raw_scope.backward_kernel(g, self.dtype, self.index)
+        if fast is None:
+            return False
+        parts, size = fast.blocks // g.Gk, g.Gk * self.taps * 2 * self.pixels
+        images = min(g.N, COLUMNS // (parts * size * self.size))  # there are no columns
+        if images < 1:
+            return False
+        out = self.cuda.workspace(parts * images * size, accumulator(self.dtype))
+        tiles = divide_up(self.pixels, cupy_raw_scope.PIXELS)
+        for first in range(0, g.N, images):
+            count = min(images, g.N - first)
+            self.of_scope(fast, fast.blocks * count * tiles, (*args, out), first, count)
+            own = gradient if count == g.N else gradient[first : first + count]
+            sum_partials(self.cuda, DEPTHWISE, self.dtype, out, own, count * size, parts)
+        return True
+
+    def of_scope(self, fast: cupy_raw_scope.Launch, blocks: int, args: tuple[Any, ...], *more: int) -> None:
+        """Launch a kernel of `scope.cu`."""
+        args = *args, *self.numbers(fast.blocking, *more)
+        self.cuda.launch(cupy_raw_scope.SOURCE, fast.expression, (blocks,), (fast.threads,), args, fast.shared)
 
     def by_warps(self, name: str, args: tuple[Any, ...], gradient: Any, size: int) -> None:
         """Write a gradient of so many elements of which warps sum the parts."""
