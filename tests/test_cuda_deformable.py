@@ -128,7 +128,7 @@ def test_scopes_in_shared_memory(dtype: str, moves: str, boundary: str) -> None:
     """Several blocks of outputs, of offsets and of pixels, the last of each with a rest."""
     call = call_of(dtype, (2, 70, 5, 7), 70, groups=70, moves=moves, kernel_boundary=boundary, reach=2.0)
     gathered = [] if "data" in moves else ["forward"]
-    assert in_shared_memory(check(call)) == ["forward", *gathered, "backward_weight", "backward_kernel"]
+    assert in_shared_memory(check(call)) == ["forward", *gathered, "backward_kernel", "backward_weight"]
     call = call_of(dtype, (1, 36, 6, 7), 72, groups=36, moves=moves, kernel_boundary=boundary, Gk=2, Gd=3, k=(2, 3))
     assert in_shared_memory(check(call)) == ["forward", "backward_weight"]
 
@@ -150,7 +150,7 @@ def test_what_fits_shared_memory(k: tuple[int, int], scope: tuple[int, int]) -> 
     """As many taps at a time, and as many outputs, as fit; more than 64 taps or 128 positions take other kernels."""
     call = call_of("float32", (1, 9, 13, 7), 9, k=k, scope=scope, moves="kernel data mask", groups=9)
     filters, sums = k != (13, 5) and scope != (30, 31), k != (13, 5) and scope[0] < 9
-    names = ["forward"] * filters + ["backward_weight"] * sums + ["backward_kernel"] * filters
+    names = ["forward", "backward_kernel"] * filters + ["backward_weight"] * sums
     assert in_shared_memory(check(call)) == names
 
 
@@ -183,7 +183,7 @@ def test_sums_of_scopes_in_shared_memory_are_staged() -> None:
 def test_strides_and_borders_of_scopes_in_shared_memory(stride: int) -> None:
     """The gradient of the image looks for the output pixels that read it, of which some pixels have none."""
     call = call_of("float32", (2, 9, 8, 9), 9, moves="kernel mask", groups=9, stride=stride, dilation=(1, 2), padding=2)
-    assert in_shared_memory(check(call)) == ["forward", "forward", "backward_weight", "backward_kernel"]
+    assert in_shared_memory(check(call)) == ["forward", "forward", "backward_kernel", "backward_weight"]
 
 
 @emulation
@@ -264,6 +264,13 @@ def test_only_needed_gradients_are_launched(needs: tuple[str, ...]) -> None:
     gradients = cuda.backward(call, normal("float32", 1, 5, 4, 5), needs)
     assert [name.partition("<")[0] for name in cuda.launched] == [k for name in needs for k in DENSE_KERNELS[name]]
     assert [gradient is not None for gradient in gradients] == [name in needs for name in call.op.arrays]
+
+
+@emulation
+def test_gradients_that_need_the_same_of_the_columns_share_it() -> None:
+    cuda = check(call_of("float32", (2, 4, 5, 7), 3))
+    assert cuda.launched.count("deform_backward_columns<float, int>") == 1
+    assert cuda.launched.count("deform_columns<float, int>") == 2  # forward, and for the gradient of the weight
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch, factor: int) -> None:

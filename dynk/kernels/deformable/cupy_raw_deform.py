@@ -94,11 +94,11 @@ def deformable_conv2d_backward(
     points = kernel_offset, data_offset, mask
     if grad_x is not None:
         call.backward_x((grad_out, weight, *points), data_offset, grad_x)
-    if grad_weight is not None:
-        call.backward_weight((grad_out, x, *points), grad_weight)
     if not all(gradient is None for gradient in (grad_kernel_offset, grad_data_offset, grad_mask)):
         operands = grad_out, x, weight, *points
         call.backward_points(operands, grad_kernel_offset, grad_data_offset, grad_mask)
+    if grad_weight is not None:
+        call.backward_weight((grad_out, x, *points), grad_weight)
     if grad_bias is not None:
         call.by_warps("deform_backward_bias", (grad_out,), grad_bias, call.g.O)
 
@@ -159,6 +159,7 @@ class _Call:
         # Elements of the columns in the workspace.
         self.most = min(self.g.N * self.pixels * self.g.C * self.scope, COLUMNS // self.size)
         self._columns: Any = None
+        self._part: Part | None = None  # whose gradient they hold
 
     def launch(self, source: str, name: str, blocks: int, args: tuple[Any, ...], *more: Any, kind: str = "") -> None:
         """Launch a kernel of one-dimensional blocks, with the geometry and `more` numbers behind its arguments."""
@@ -186,15 +187,16 @@ class _Call:
 
     def parts(self) -> Iterator[Part]:
         """Return the parts of the batch whose columns fit the workspace, with all channels."""
-        g = self.g
+        g, pixels = self.g, self.g.N * self.pixels
         step = max(1, self.most // (g.C * self.scope))
-        step -= step % TILE if step > TILE else 0
-        for first in range(0, g.N * self.pixels, step):
-            yield Part(first, min(step, g.N * self.pixels - first), 0, g.C)
+        if TILE < step < pixels:
+            step -= step % TILE
+        for first in range(0, pixels, step):
+            yield Part(first, min(step, pixels - first), 0, g.C)
 
     def columns(self, part: Part, args: tuple[Any, ...]) -> Any:
         """Return the columns of a part."""
-        columns = self.workspace_of_columns()
+        columns, self._part = self.workspace_of_columns(), None
         run = math.gcd(self.g.C // self.g.Gk, self.g.C // self.g.Gd)
         each, threads, shared = min(CHANNELS, run), THREADS, 0
         if self.g.has_kernel:
@@ -214,8 +216,10 @@ class _Call:
         if self.depthwise:
             return None
         columns = self.workspace_of_columns()
-        blocks = self.tiles(self.g.C // self.g.groups * self.scope, part.pixels)
-        self.launch(DENSE, "deform_backward_columns", blocks, (grad_out, weight, columns), part)
+        if part != self._part:
+            blocks = self.tiles(self.g.C // self.g.groups * self.scope, part.pixels)
+            self.launch(DENSE, "deform_backward_columns", blocks, (grad_out, weight, columns), part)
+            self._part = part
         return columns
 
     def tiles(self, rows: int, columns: int) -> int:
