@@ -1,5 +1,6 @@
 # Every target sets up what it needs: a .venv beside this file, everything else from the package index.
-#   make demo | motion | texture | digits | test | check | bench | gpu-test | budgets | mutants | soak | clean
+#   make demo | motion | texture | digits | ddf-net | erf-growth | test | check | docs | wheel-test | bench | gpu-test |
+#   budgets | mutants | soak | clean
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
@@ -10,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 # make gpu-test GPU_PYTHON=python3 takes an environment that is there already.
 GPU_PYTHON ?= $(BIN)/python
 
-.PHONY: demo motion texture digits test check bench gpu-test budgets mutants soak clean
+.PHONY: demo motion texture digits ddf-net erf-growth test check docs wheel-test bench gpu-test budgets mutants soak clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.demo
@@ -22,8 +23,14 @@ motion: $(VENV)/.demo
 texture: $(VENV)/.demo
 	$(BIN)/python examples/texture.py
 
-digits: $(VENV)/.demo
+digits: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
+
+ddf-net: $(VENV)/.examples
+	$(BIN)/python examples/ddf_net.py
+
+erf-growth: $(VENV)/.demo
+	$(BIN)/python examples/erf_growth.py
 
 test: $(VENV)/.test
 	$(PYTEST) -n $(WORKERS) --dist worksteal tests
@@ -32,6 +39,14 @@ check: $(VENV)/.test $(VENV)/.check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/site; whatever is missing or leads nowhere is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict
+
+# Builds the wheel and the source distribution, and tries the wheel in an environment with NumPy and Numba alone.
+wheel-test: $(VENV)/.package
+	$(BIN)/python tests/wheel.py
 
 # Some ten minutes on a quiet machine; writes bench/results/<device>.json. make bench BENCH="--only filter_norm" runs a part,
 # BENCH=--readme puts the results there are into the README.
@@ -60,7 +75,7 @@ soak: $(VENV)/.test
 	PYTHONPATH=.:adapters $(BIN)/python tests/soak.py --workers $(WORKERS) $(SOAK)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png motion.png texture.png digits.png
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist demo.png motion.png texture.png digits.png ddf_net.png erf_growth.png
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"dynk needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}; name another with make PYTHON=...")'

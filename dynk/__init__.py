@@ -6,6 +6,7 @@ arrays, or CuPy ones on CUDA. Use `dynk_torch` and `dynk_jax` for functions that
 """
 
 from dynk._dispatch import backend, backends
+from dynk._plot_erf import plot_erf
 from dynk.decoupled import (
     DdfGradients,
     DdfUpsampleGradients,
@@ -73,6 +74,7 @@ __all__ = [
     "gumbel_softmax_backward",
     "ls_dfn",
     "ls_dfn_backward",
+    "plot_erf",
     "sample_kernel",
     "sample_kernel_backward",
 ]

@@ -1,4 +1,4 @@
-"""`python -m dynk doctor | check | bench | demo`."""
+"""`python -m dynk doctor | check | bench | demo | tables`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument("--output", type=Path, default=Path("demo.png"), help="the picture (default demo.png)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the training (default 0)")
 
+    commands.add_parser("tables", parents=[json_flag], help="figures of the papers' tables, counted, and as published")
+
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command != "bench":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return _run(options, rest)
     except ModuleNotFoundError as error:
-        extra = {"demo": "demo", "bench": "bench"}.get(options.command, "cli")
+        extra = {"demo": "demo", "bench": "bench", "tables": "demo"}.get(options.command, "cli")
         missing = (error.name or "").split(".")[0]
         if missing.startswith("dynk"):
             raise
@@ -52,6 +54,10 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         from dynk import demo
 
         return demo.run(output=options.output, seed=options.seed, as_json=options.json)
+    if options.command == "tables":
+        from dynk.commands import tables
+
+        return tables.run(as_json=options.json)
     return _bench(rest)
 
 

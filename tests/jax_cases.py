@@ -20,10 +20,9 @@ def function_of(call: Call) -> Callable[..., Any]:
 
     def function(*given: Any) -> Any:
         rest = iter(given)
-        arrays = {
-            name: next(rest) for name, array in zip(call.op.arrays, call.arrays, strict=True) if array is not None
-        }
-        return getattr(dynk_jax, call.op.name)(**arrays, **call.options)
+        arrays = [None if array is None else next(rest) for array in call.arrays]
+        named = dict(zip(call.op.arrays, arrays, strict=True))
+        return getattr(dynk_jax, call.op.name)(**named, **call.options)
 
     return function
 

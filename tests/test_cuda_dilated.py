@@ -164,6 +164,18 @@ def test_an_index_of_no_dilation_is_nan_and_reads_nothing(groups: int, width: An
         check(runtime, wrong, grad_out)
 
 
+@emulation
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("hard", [False, True])
+def test_gradients_of_an_empty_batch_are_zero_and_read_nothing(groups: int, hard: bool) -> None:
+    call = call_of("float32", 0, 4, 8, 5, 6, groups=groups, hard=hard)
+    for runtime in runtimes("float32"):
+        gradients = runtime.backward(call, normal("float32", *call.plan.out_shape), ["weight", "bias"])
+        for name, array, gradient in zip(call.op.arrays, call.arrays, gradients, strict=True):
+            assert (gradient is not None) == (name in ("weight", "bias"))
+            assert gradient is None or (gradient.shape == array.shape and not gradient.any())
+
+
 # ---- what is launched ------------------------------------------------------------------------------------------------
 
 KERNELS = {

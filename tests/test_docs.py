@@ -1,46 +1,133 @@
 """Every Python block of the README and of the pages in docs/ runs, those of a page in order, and prints what it shows.
 
-A block of text right behind a Python block is what that prints.
+A block of text right behind a Python block is what that prints. A block behind `<!-- needs a GPU -->` is compiled
+everywhere and runs where there is a CUDA device. The guide to a new operator is followed to the letter: its blocks that
+name a file become that file.
 """
 
+from __future__ import annotations
+
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from torch_cases import ignore_torch_jit
+
+import dynk
+from dynk._operator import operators
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\]\(([^)#:]+)\)")
+GUIDE = DOCS / "guides" / "adding_an_operator.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+BLOCK = re.compile(
+    r"^(<!-- needs a GPU -->\n)?```python\n(?:# (\S+\.py)\n)?(.*?)^```\n(?:\n```text\n(.*?)^```\n)?",
+    re.DOTALL | re.MULTILINE,
+)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+GENERATED = re.compile(r"docs/(pictures/(\w+)\.svg|benchmarks\.md)")
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """Return the Python blocks of a page with what each is to print."""
-    return [(code, printed) for code, printed in BLOCK.findall(page.read_text())]
+class Block(NamedTuple):
+    """A Python block: whether it needs a GPU, the file that it is, what it holds and what it is to print."""
+
+    gpu: bool
+    file: str
+    code: str
+    printed: str
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(bool(gpu), *rest) for gpu, *rest in BLOCK.findall(page.read_text())]
+
+
+def ids(page: Path) -> str:
+    return page.relative_to(ROOT).with_suffix("").as_posix()
+
+
+WITH_BLOCKS = [page for page in PAGES if page != GUIDE and blocks(page)]
 
 
 def test_the_readme_has_a_block_for_raw_arrays_pytorch_and_jax() -> None:
     names = ("numpy", "dynk_torch", "dynk_jax")
-    assert all(name in code for name, (code, _) in zip(names, blocks(README), strict=True))
+    assert all(name in block.code for name, block in zip(names, blocks(README), strict=True))
 
 
-@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
-def test_every_page_has_an_example_whose_output_it_shows(page: Path) -> None:
-    assert any(printed for _, printed in blocks(page))
+@pytest.mark.parametrize("name", operators())
+def test_every_operator_has_a_page_with_an_example_whose_output_it_shows(name: str) -> None:
+    assert any(block.printed for block in blocks(DOCS / f"{name}.md"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@ignore_torch_jit  # PyTorch's own forward mode uses what it deprecates
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=ids)
 def test_blocks_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {"__name__": "page"}
-    for code, expected in blocks(page):
-        exec(compile(code, page.name, "exec"), names)
+    for block in blocks(page):
+        code = compile(block.code, page.name, "exec")
+        if block.gpu:
+            continue
+        exec(code, names)
         printed = capsys.readouterr().out
-        if expected:
-            assert printed == expected
+        if block.printed:
+            assert printed == block.printed
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.gpu
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.gpu for block in blocks(page))], ids=ids)
+def test_blocks_for_a_gpu_run(page: Path) -> None:
+    reasons = [backend.reason for backend in dynk.backends() if backend.name == "cupy"]
+    if reasons != [None]:
+        pytest.skip(f"cupy: {reasons[0]}")
+    names: dict[str, object] = {"__name__": "page"}
+    for block in blocks(page):
+        if block.gpu:
+            exec(compile(block.code, page.name, "exec"), names)
+
+
+FOLLOWED = """
+import importlib, pathlib, sys
+
+import dynk, dynk._operator, dynk.kernels, dynk.testing
+
+tree = pathlib.Path(sys.argv[1])
+for package in (dynk, dynk.kernels, dynk.testing):
+    package.__path__.append(str(tree / package.__name__.replace(".", "/")))
+dynk._operator.FAMILIES += ("gained",)
+gained = importlib.import_module("dynk.gained")
+dynk.pixel_gain, dynk.pixel_gain_backward = gained.pixel_gain, gained.pixel_gain_backward
+import dynk_jax, dynk_torch
+
+for package in (dynk_torch, dynk_jax):
+    package.__path__.append(str(tree / "adapters" / package.__name__))
+exec(compile((tree / "last.py").read_text(), "last.py", "exec"), {"__name__": "page"})
+"""
+
+
+def test_the_guide_to_a_new_operator_can_be_followed(tmp_path: Path) -> None:
+    """Its files lie in a tree of their own, which the packages are told to look into, and its two edits are made."""
+    *files, last = blocks(GUIDE)
+    for block in files:
+        path = tmp_path / block.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.code)
+    (tmp_path / "last.py").write_text(last.code)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "adapters")))}
+    command = [sys.executable, "-W", "error", "-c", FOLLOWED, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == last.printed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_links_within_the_tree_lead_somewhere(page: Path) -> None:
-    missing = [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
-    assert missing == []
+    targets = [(page.parent / link).resolve() for link in LINK.findall(page.read_text())]
+    missing = [target for target in targets if not target.exists()]
+    generated = [GENERATED.fullmatch(target.relative_to(ROOT).as_posix()) for target in missing]
+    assert None not in generated, missing
+    drawn = (DOCS / "tools" / "pictures.py").read_text()
+    assert all(found[2] is None or f'"{found[2]}":' in drawn for found in generated if found)

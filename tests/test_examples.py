@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,8 @@ import dynk
 from examples import motion
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-texture = pytest.importorskip("examples.texture", reason="PyTorch is not installed")
+texture, erf_growth = (pytest.importorskip(f"examples.{name}") for name in ("texture", "erf_growth"))
+ddf_net = pytest.importorskip("examples.ddf_net", reason="scikit-learn is not installed")
 digits = pytest.importorskip("examples.digits", reason="scikit-learn is not installed")
 
 
@@ -115,3 +118,55 @@ def test_the_digits_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> Non
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in digits.KINDS)
     assert output.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_network_of_ddf_has_no_more_weights_than_its_twins() -> None:
+    own = ddf_net.weights(ddf_net.make_network(ddf_net.WIDTH, ddf_net.DDF))
+    narrow = ddf_net.narrowest(own)
+    twins = [ddf_net.weights(ddf_net.make_network(width, ddf_net.convolution)) for width in (narrow - 1, narrow)]
+    assert twins[0] < own <= twins[1]
+
+
+def test_digits_lie_anywhere_in_their_pictures() -> None:
+    digits = np.arange(1, 3 * 64 + 1, dtype=np.float32).reshape(3, 8, 8)
+    pictures = ddf_net.placed(digits, 0, np.random.default_rng(0)).numpy()[:, 0]
+    np.testing.assert_array_equal(pictures[pictures > 0], digits.ravel())
+    assert len({int(picture.argmax()) for picture in pictures}) == 3
+
+
+def test_the_ddf_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(ddf_net, "TRAINED", 96)
+    monkeypatch.setattr(ddf_net, "SEEDS", (0, 1))
+    output, results = tmp_path / "ddf_net.png", tmp_path / "ddf_net.json"
+    assert ddf_net.main(["--output", str(output), "--results", str(results), "--epochs", "1"]) == 0
+    assert "no fewer weights" in capsys.readouterr().out
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads(results.read_text())["rows"]) == 3
+
+
+@pytest.mark.parametrize("samples", erf_growth.SAMPLES)
+def test_a_field_lies_within_reach_and_reaches_its_end(samples: int) -> None:
+    torch.manual_seed(0)
+    network = erf_growth.Network(samples)
+    images = torch.randn(2, 1, erf_growth.SIZE, erf_growth.SIZE)
+    network(images)
+    field = erf_growth.receptive_field(network.eval(), images)
+    rows = np.flatnonzero(field.sum(1)) - erf_growth.SIZE // 2
+    assert (rows.min(), rows.max()) == (-erf_growth.reach(samples), erf_growth.reach(samples))
+
+
+def test_the_radius_of_a_ring_is_its_distance() -> None:
+    field = np.zeros((erf_growth.SIZE, erf_growth.SIZE), np.float32)
+    centre = erf_growth.SIZE // 2
+    field[centre - 5, centre] = field[centre + 3, centre + 4] = 0.5
+    assert erf_growth.radius(field) == pytest.approx(5)
+
+
+def test_the_erf_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(erf_growth, "TESTS", 2)
+    monkeypatch.setattr(erf_growth, "SEEDS", (0, 1))
+    output, results = tmp_path / "erf.png", tmp_path / "erf.json"
+    assert erf_growth.main(["--output", str(output), "--results", str(results), "--steps", "1"]) == 0
+    assert "5 x 5" in capsys.readouterr().out
+    assert output.read_bytes().startswith(b"\x89PNG")
+    assert [row[1] for row in json.loads(results.read_text())["rows"]] == ["4 px", "10 px", "16 px"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,23 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from dynk_jax import nn as jax_nn
 from dynk_torch import nn as torch_nn
+
+nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
+jax_nn = pytest.importorskip("dynk_jax.nn", reason="flax is not installed")
 
 each_prior = pytest.mark.parametrize("prior", list(torch_nn.PRIORS))
 
 
-def parameters(layer: torch_nn.PADConv2d) -> dict[str, jax.Array]:
-    """Return the parameters of a PyTorch layer as those of a JAX layer."""
-    features, memory = layer.prior.features, layer.prior.memory
-    named = {
-        "weight": layer.weight,
-        "bias": layer.bias,
-        "features": features.weight[:, :, 0, 0],
-        "offset": features.bias,
-        "memory": memory.weight[:, :, 0, 0],
-    }
-    return {name: jnp.asarray(tensor.detach().numpy()) for name, tensor in named.items()}
+def twin(layer: torch_nn.PADConv2d, outputs: int, **options: Any) -> Any:
+    """Return the JAX layer of a PyTorch layer's weights."""
+    channels = layer.weight.shape[1] * layer.groups
+    found = jax_nn.PADConv2d(channels, outputs, 3, groups=layer.groups, rngs=nnx.Rngs(0), **options)
+    jax_nn.load_torch_state_dict(found, layer.state_dict())
+    return found
 
 
 @each_prior
@@ -38,9 +36,8 @@ def test_both_adapters_give_the_same(prior: str, stride: int) -> None:
     x = torch.randn(2, 3, 8, 6)
     features, state = first(x)
     out, last = second(features, state)
-    own, passed = jax_nn.PADConv2d(prior=prior)(parameters(first), jnp.asarray(x.numpy()))
-    its_layer = jax_nn.PADConv2d(prior=prior, stride=stride, groups=2)
-    found, its_last = its_layer(parameters(second), own, passed)
+    own, passed = twin(first, 4, prior=prior)(jnp.asarray(x.numpy()))
+    found, its_last = twin(second, 6, prior=prior, stride=stride)(own, passed)
     assert out.shape == (2, 6, 8 // stride, 6 // stride)
     assert np.allclose(found, out.detach(), atol=1e-5)
     assert np.allclose(its_last, last.detach(), atol=1e-5)
@@ -61,20 +58,33 @@ def test_training_reaches_every_parameter(prior: str, hard: bool) -> None:
 
 @each_prior
 def test_jax_training_reaches_every_parameter(prior: str) -> None:
-    layer = jax_nn.PADConv2d(prior=prior, hard=True)
-    keys = jax.random.split(jax.random.key(0), 3)
-    params = [layer.init(key, 4, 4, (3, 3)) for key in keys[:2]]
+    rngs = nnx.Rngs(0)
+    layers = [jax_nn.PADConv2d(4, 4, 3, prior=prior, hard=True, rngs=rngs) for _ in range(2)]
 
-    @jax.jit
-    @jax.grad
-    def gradient(params: Any, key: Any) -> Any:
-        x = jax.random.normal(key, (2, 4, 7, 7))
-        out, state = layer(params[0], x, None, key)
-        return (layer(params[1], out, state, key)[0] ** 2).sum()
+    @nnx.jit
+    def gradient(layers: Any, key: Any) -> Any:
+        def loss(layers: Any) -> Any:
+            x = jax.random.normal(key, (2, 4, 7, 7))
+            out, state = layers[0](x, None, key)
+            return (layers[1](out, state, key)[0] ** 2).sum()
 
-    first, second = gradient(params, keys[2])
-    assert all(bool((g != 0).any()) for name, g in first.items() if name != "memory")
-    assert all(bool((g != 0).any()) for g in second.values())
+        return nnx.grad(loss)(nnx.List(layers))
+
+    found = nnx.to_flat_state(gradient(layers, jax.random.key(2)))
+    assert len(found) == 10
+    for (index, *path), variable in found:
+        unused = index == 0 and "memory" in path  # there is no state in front of the first layer
+        assert bool((variable[...] != 0).any()) is not unused, path
+
+
+def test_a_jax_layer_takes_over_the_weights_of_a_convolution() -> None:
+    weight, bias = jnp.ones((6, 2, 3, 3)), jnp.arange(6.0)
+    layer = jax_nn.PADConv2d.from_conv(weight, bias, groups=2, dilations=(2,), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (1, 4, 5, 5))
+    expected = jax.lax.conv_general_dilated(
+        x, weight, (1, 1), [(2, 2), (2, 2)], rhs_dilation=(2, 2), feature_group_count=2
+    )
+    assert np.allclose(layer(x)[0], expected + bias[:, None, None], atol=1e-5)
 
 
 @pytest.mark.parametrize("hard", [False, True])
@@ -113,7 +123,7 @@ def test_a_convolution_of_another_padding_is_refused(options: Any) -> None:
         torch_nn.PADConv2d.from_conv(torch.nn.Conv2d(2, 2, 3, **options))
 
 
-@pytest.mark.parametrize("layer", [lambda prior: torch_nn.PADConv2d(2, 2, 3, prior=prior), jax_nn.PADConv2d])
+@pytest.mark.parametrize("layer", [torch_nn.PADConv2d, partial(jax_nn.PADConv2d, rngs=nnx.Rngs(0))])
 def test_an_unknown_prior_is_refused(layer: Any) -> None:
     with pytest.raises(ValueError, match=r"^PADConv2d: prior must be one of 'markov', 'recurrent', 'gated', got 'no'"):
-        layer(prior="no")
+        layer(2, 2, 3, prior="no")

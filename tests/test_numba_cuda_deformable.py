@@ -118,24 +118,43 @@ def test_outputs_of_depthwise(outputs: int) -> None:
     check(call_of("both", outputs=outputs, groups=4, Gd=2))
 
 
-def test_long_sums_are_staged() -> None:
-    check(call_of("local", N=1, C=500, outputs=2, H=2, W=3))
-    check(call_of("dcn", N=1, C=2, outputs=70, H=2, W=3))
-    check(call_of("local", N=1, C=1, outputs=70, H=2, W=3))
-    check(call_of("plain", N=1, C=1, outputs=1, H=90, W=90, k=(1, 1), padding=0))
-    check(call_of("plain", N=1, C=2, outputs=2, H=90, W=90, k=(1, 1), padding=0))
-    check(call_of("dcn", N=1, C=1, outputs=1, H=1, W=1, k=(9, 9), padding=9))
+def positive(call: Call) -> Call:
+    """Return the call with positive factors in (0.5, 1): the error of a long chain of their products is seen."""
+    x, weight, kernel_offset, data_offset, mask, bias = call.arrays
+    x, weight, mask, bias = (None if a is None else 0.5 + np.abs(a) % 0.5 for a in (x, weight, mask, bias))
+    return call.with_arrays(x, weight, kernel_offset, data_offset, mask, bias)
 
 
-@each_kind
+LONG_SUMS = {
+    "inputs": {"form": "plain", "C": 900, "outputs": 2, "H": 4, "W": 5},
+    "outputs": {"form": "dcn", "C": 2, "outputs": 6000, "H": 2, "W": 3, "k": (1, 1)},
+    "outputs of one input": {"form": "local", "C": 1, "outputs": 6000, "H": 2, "W": 3, "k": (1, 1), "scope": (1, 2)},
+    "pixels": {"form": "plain", "C": 2, "outputs": 9, "H": 90, "W": 90, "k": (1, 1), "padding": 0},
+    "pixels of one input": {"form": "plain", "C": 1, "outputs": 9, "H": 90, "W": 90, "k": (1, 1), "padding": 0},
+}
+
+
+@pytest.mark.parametrize("case", LONG_SUMS)
+def test_long_sums_are_staged(case: str) -> None:
+    call = positive(call_of(N=1, **LONG_SUMS[case]))
+    with emulated(mode="fast"):
+        check(call, np.abs(normal(*call.plan.out_shape)) + 1)
+
+
+@pytest.mark.parametrize("groups", [1, 2], ids=["dense", "depthwise"])
 def test_many_taps_on_one_place_are_staged(groups: int) -> None:
-    """All 81 taps of a kernel are clipped to a corner of its scope, or look at one pixel."""
-    call = call_of("both", N=1, H=5, W=6, k=(9, 9), padding=5, groups=groups)
+    """All taps of a kernel are clipped to a corner of its scope, or look at one pixel."""
+    call = positive(call_of("local", N=1, C=2, H=46, W=46, scope=(1, 2), k=(45, 45), padding=0, groups=groups))
+    x, weight, kernel_offset, *rest = call.arrays
+    grad_out = np.abs(normal(*call.plan.out_shape)) + 1
+    with emulated(mode="fast"):
+        check(call.with_arrays(x, weight, kernel_offset * 0 + 99, *rest), grad_out)
+    call = positive(call_of("dcn", N=1, C=2, H=3, W=2, k=(9, 9), padding=4, groups=groups))
     x, weight, kernel_offset, data_offset, *rest = call.arrays
-    check(call.with_arrays(x, weight, kernel_offset * 0 + 40, data_offset, *rest))
-    to_pixel = data_offset * 0
-    to_pixel[:] = np.moveaxis(np.stack(np.meshgrid(np.arange(9), np.arange(9), indexing="ij")), 0, -1)[..., None, None]
-    check(call.with_arrays(x, weight, kernel_offset, np.float32(2.25) - to_pixel, *rest))
+    down, right = np.meshgrid(np.arange(9), np.arange(9), indexing="ij")
+    to_pixel = 5.25 - np.stack([down, right], -1)[..., None, None] + np.zeros_like(data_offset)
+    with emulated(mode="fast"):
+        check(call.with_arrays(x, weight, kernel_offset, to_pixel.astype(np.float32), *rest))
 
 
 @each_form

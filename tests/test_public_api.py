@@ -52,7 +52,7 @@ def documented_parameters(docstring: str) -> list[str]:
 
 
 def test_all_is_exactly_the_public_surface() -> None:
-    expected = {"__version__", "backend", "backends"}
+    expected = {"__version__", "backend", "backends", "plot_erf"}
     for op in OPERATORS:
         expected |= {op.name, f"{op.name}_backward", op.gradients.__name__}  # type: ignore[attr-defined]
     assert list(dynk.__all__) == sorted(expected)

@@ -15,6 +15,7 @@ from cuda_emulator import RawModule, emulator_unavailable, fake_cupy
 
 from dynk._arrays import CudaView
 from dynk.decoupled import DDF
+from dynk.dilated import ADAPTIVE_DILATION_CONV2D
 from dynk.kernels.common import run_cupy
 from dynk.kernels.common.dtypes import STORAGE
 from dynk.testing import Call, assert_close, rounded
@@ -155,6 +156,18 @@ def test_temporary_memory_of_a_captured_call_is_kept(install: Any, stream: int, 
     assert len(cupy.allocated) == 1
     assert [id(a) for a in run_cupy._captured] == [id(a) for a in cupy.allocated if capturing]
     assert set(cupy.launched_on) == {("device 3", f"stream {stream}")}
+
+
+@emulation
+def test_gradients_of_no_elements_are_not_launched(install: Any) -> None:
+    """There is a gradient of the weight of an empty batch, which is 0."""
+    cupy = install(HostCupy())
+    shapes = (0, 4, 5, 6), (8, 4, 3, 3), (0, 2, 5, 6), (8,)
+    call = Call(ADAPTIVE_DILATION_CONV2D, tuple(normal(*shape) for shape in shapes), {"dilations": (1, 2)})
+    gradients = run(call, "backward", (normal(0, 8, 5, 6), *call.arrays), list(shapes))
+    assert not gradients[1].astype(np.float32).any()
+    assert not gradients[3].astype(np.float32).any()
+    assert cupy.launched_on
 
 
 def test_a_grid_that_would_be_cut_off_is_an_error() -> None:

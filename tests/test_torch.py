@@ -310,6 +310,6 @@ def test_threads() -> None:
 
 
 def test_public_names() -> None:
-    assert sorted(dynk_torch.__all__) == sorted([*operators(), "convert"])
+    assert sorted(dynk_torch.__all__) == sorted([*operators(), "convert", "effective_receptive_field"])
     for name in dynk_torch.__all__:
         assert getattr(dynk_torch, name).__doc__

@@ -1,5 +1,6 @@
 """dynk's operators as JAX functions: differentiable, batchable, inside jit; on the CPU without the interpreter."""
 
+from dynk_jax._receptive_field import effective_receptive_field
 from dynk_jax.functional import (
     adaptive_dilation_conv2d,
     ddf,
@@ -18,6 +19,7 @@ __all__ = [
     "ddf_upsample",
     "deformable_conv2d",
     "dynamic_filter",
+    "effective_receptive_field",
     "filter_norm",
     "gumbel_softmax",
     "ls_dfn",

@@ -184,7 +184,7 @@ def _lower(context: Any, *operands: Any, call: Call, platform: str) -> Any:
     if runner.NAME == "cpu" and not config.DISABLE_JIT:  # type: ignore[attr-defined]
         target = f"dynk_{op.launcher}_{call.direction}_{plan.dtype}"
         slots = _kernel_slots(call, [aval.dtype.name for aval in context.avals_in])
-        attributes = {"geometry": plan.geometry_array, "reals": plan.reals_array, "slots": slots}
+        attributes: dict[str, Any] = {"geometry": plan.geometry_array, "reals": plan.reals_array, "slots": slots}
         make: Callable[[], Any] = partial(_native_handler, call, plan.dtype)
     else:
         target = f"dynk_{op.name}_{call.direction}_{runner.NAME}"

@@ -6,6 +6,7 @@ on the CPU and on CUDA, and share the tensors' memory with the kernels.
 
 from dynk_torch import _library
 from dynk_torch._convert import convert
+from dynk_torch._receptive_field import effective_receptive_field
 from dynk_torch.functional import (
     adaptive_dilation_conv2d,
     ddf,
@@ -25,6 +26,7 @@ __all__ = [
     "ddf_upsample",
     "deformable_conv2d",
     "dynamic_filter",
+    "effective_receptive_field",
     "filter_norm",
     "gumbel_softmax",
     "ls_dfn",

@@ -9,19 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dynk.deformable._grid import grid_offsets, sampling
 from dynk_torch.functional import ddf, deformable_conv2d, sample_kernel
 from dynk_torch.nn._convolution import Pair, check_divides, pair, with_bias
-
-
-def uniform_grid(kernel: int, scope: int) -> Any:
-    """Return the points of an axis of the scope at which the taps of a kernel start, from one end to the other."""
-    return np.linspace(0, scope - 1, kernel) if kernel > 1 else np.array([(scope - 1) / 2])
-
-
-def grid_offsets(kernel: tuple[int, int], scope: tuple[int, int]) -> Tensor:
-    """Return the offsets (kh, kw, 2) that put the taps of a kernel on the uniform grid."""
-    moved = [uniform_grid(k, s) - np.arange(k) - (s - k) / 2 for k, s in zip(kernel, scope, strict=True)]
-    return torch.from_numpy(np.stack(np.meshgrid(*moved, indexing="ij"), -1))
 
 
 def spread(weight: Tensor, scope: tuple[int, int]) -> Tensor:
@@ -29,14 +19,11 @@ def spread(weight: Tensor, scope: tuple[int, int]) -> Tensor:
 
     What that leaves open is drawn, as large as the weights: a scope of equal values would have no use for its points.
     """
-    sampling, inverse = [], []
-    for kernel, extent in zip(weight.shape[2:], scope, strict=True):
-        bilinear = np.maximum(0, 1 - abs(uniform_grid(kernel, extent)[:, None] - np.arange(extent)))
-        sampling.append(torch.from_numpy(bilinear).to(weight))
-        inverse.append(torch.from_numpy(np.linalg.pinv(bilinear)).to(weight))
+    sizes = zip(weight.shape[2:], scope, strict=True)
+    (rows, of_rows), (columns, of_columns) = ([torch.from_numpy(m).to(weight) for m in sampling(*s)] for s in sizes)
     drawn = torch.randn_like(weight[:, :, :1, :1].expand(-1, -1, *scope)) * weight.square().mean().sqrt()
-    missing = weight - torch.einsum("is,ocst,jt->ocij", sampling[0], drawn, sampling[1])
-    return drawn + torch.einsum("si,ocij,tj->ocst", inverse[0], missing, inverse[1])
+    missing = weight - torch.einsum("is,ocst,jt->ocij", rows, drawn, columns)
+    return drawn + torch.einsum("si,ocij,tj->ocst", of_rows, missing, of_columns)
 
 
 class _DeformableKernel(nn.Module):
@@ -107,8 +94,10 @@ class _DeformableKernel(nn.Module):
             **options,
         )
         layer.bias = conv.bias
-        same = layer.scope == kernel
-        layer.weight = conv.weight if same else nn.Parameter(spread(conv.weight.detach(), layer.scope))
+        if layer.scope == kernel:
+            layer.weight = conv.weight
+        else:
+            layer.weight = nn.Parameter(spread(conv.weight.detach(), layer.scope))
         return layer.train(conv.training)
 
     _replaced = "one of zero padding"
@@ -198,9 +187,9 @@ class DeformableKernelConv2d(_DeformableKernel):
         self.data_offset = (
             nn.Conv2d(in_channels, kh * kw * 2, self.kernel_size, **own, **made) if data_offsets else None
         )
-        _start(self.offset, grid_offsets(self.kernel_size, self.scope).expand(offset_groups, -1, -1, -1))
+        _start(self.offset, np.tile(grid_offsets(self.kernel_size, self.scope).ravel(), offset_groups))
         if self.data_offset is not None:
-            _start(self.data_offset, torch.zeros(kh, kw, 2))
+            _start(self.data_offset, np.zeros(kh * kw * 2))
         self.offset_groups, self.kernel_boundary = offset_groups, kernel_boundary
 
     def forward(self, x: Tensor) -> Tensor:
@@ -277,7 +266,7 @@ class GlobalDeformableKernelConv2d(_DeformableKernel):
         super().__init__(in_channels, out_channels, kernel_size, scope=scope, bias=bias, **own, **made)
         kh, kw = self.kernel_size
         self.offset = nn.Linear(in_channels, kh * kw * 2, **made)
-        _start(self.offset, grid_offsets(self.kernel_size, self.scope))
+        _start(self.offset, grid_offsets(self.kernel_size, self.scope).ravel())
         self.kernel_boundary = kernel_boundary
 
     @classmethod
@@ -304,11 +293,11 @@ class GlobalDeformableKernelConv2d(_DeformableKernel):
         return with_bias(out, self.bias)
 
 
-def _start(generator: nn.Conv2d | nn.Linear, offsets: Tensor) -> None:
+def _start(generator: nn.Conv2d | nn.Linear, offsets: Any) -> None:
     """Let a layer give the same offsets whatever it sees."""
     with torch.no_grad():
         generator.weight.zero_()
-        cast("Tensor", generator.bias).copy_(offsets.flatten())
+        cast("Tensor", generator.bias).copy_(torch.from_numpy(offsets))
 
 
 def parameter_groups(model: nn.Module, lr: float, multiplier: float) -> list[dict[str, Any]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Block(nn.Module):
@@ -162,7 +164,7 @@ class MobileNetV2(nn.Module):
         return scores
 
 
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+def on_meta(make: Callable[[], Network]) -> Network:
     """Return a network that has shapes and no numbers."""
     with torch.device("meta"):
         return make()

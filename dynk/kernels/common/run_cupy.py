@@ -65,7 +65,9 @@ def run(
     launch = getattr(launchers, f"{op.launcher}_{direction}")
     with cupy.cuda.Device(device[1]), _stream(cupy, stream):
         cuda = _Cuda(cupy, Path(launchers.__file__).parent)
-        launch(cuda, plan, *map(cuda.contiguous, inputs), *map(cuda.wrap, outputs))
+        # A grid of no blocks cannot be launched: what has no elements is not wanted.
+        wanted = [None if view is None or 0 in view.shape else cuda.wrap(view) for view in outputs]
+        launch(cuda, plan, *map(cuda.contiguous, inputs), *wanted)
         if stream != 0:  # the legacy default stream cannot be captured, nor asked
             cuda.keep_if_captured()
 

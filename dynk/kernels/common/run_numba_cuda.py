@@ -62,8 +62,10 @@ def run(
     """Run `<launcher>_<direction>` on `stream` and write its results to `outputs`, of which None is not wanted."""
     launch = getattr(op.launchers(LAUNCHERS), f"{op.launcher}_{direction}")
     with _numba_cuda().gpus[device[1]], _Runtime(device[1], stream) as runtime:
-        arrays = [None if view is None else runtime.flat(view) for view in (*inputs, *outputs)]
-        launch(runtime, plan, *arrays)
+        arrays = [None if view is None else runtime.flat(view) for view in inputs]
+        # What has no elements is not wanted.
+        wanted = [None if view is None or 0 in view.shape else runtime.flat(view) for view in outputs]
+        launch(runtime, plan, *arrays, *wanted)
 
 
 def _numba_cuda() -> Any:

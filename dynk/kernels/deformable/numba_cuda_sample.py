@@ -17,7 +17,8 @@ from dynk.kernels.deformable.numba_cuda_points import scope_point, share, slopes
 
 def sample_kernel_forward(runtime: Any, plan: Plan, weight: Any, kernel_offset: Any, out: Any) -> None:
     """Run DK Eq. 12 on flat arrays. No workspace."""
-    launch(runtime, sample_forward_kernel, out.size, weight, kernel_offset, out, plan.geometry)
+    g = SampleGeometry(*plan.geometry)
+    launch(runtime, sample_forward_kernel, g.N * g.O * g.I * g.kh * g.kw, weight, kernel_offset, out, tuple(g))
 
 
 def sample_kernel_backward(

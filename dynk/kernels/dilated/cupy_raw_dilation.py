@@ -151,8 +151,8 @@ class _Call:
         """Return how a sum over the output pixels, of a gradient of so many elements, is cut into segments."""
         pixels = self.g.N * self.pixels
         parts = max(1, min(wanted, divide_up(pixels, least), self.most_parts(size)))
-        segment = divide_up(pixels, parts)
-        return _Split(divide_up(pixels, segment), segment)
+        segment = max(1, divide_up(pixels, parts))
+        return _Split(max(1, divide_up(pixels, segment)), segment)  # an empty batch has one part, of nothing
 
     def most_parts(self, size: int) -> int:
         return WORKSPACE // (size * ITEMSIZE[accumulator(self.dtype)])

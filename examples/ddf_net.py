@@ -1,0 +1,255 @@
+"""A network of decoupled dynamic filters beside convolutional ones of no fewer weights, on small handwritten digits.
+
+The digits are the 8 x 8 ones that scikit-learn brings along, put somewhere in a larger picture, clean or noisy. Three
+networks learn to read them: of residual blocks 1x1 - 3x3 - 1x1 whose 3x3 part is a DDF layer, a convolution of the same
+width, or a convolution as narrow as the weights of the first allow. Each is trained from three seeds.
+
+    python examples/ddf_net.py    # wants dynk[examples]; prints a table and draws ddf_net.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from dynk_torch.nn import DDF
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+Array = NDArray[np.float32]
+
+WIDTH, BLOCKS, TAPS = 24, 2, 3
+SIZE = 12  # of a picture
+NOISES = {"clean": 0.0, "noisy": 0.3}  # the deviation of a picture's noise, where ink is 1
+TRAINED = 1200  # digits to learn from; the other 597 are for testing
+BATCH, EPOCHS = 64, 10
+LEARNING_RATE = 0.005
+SEEDS = (0, 1, 2)
+
+
+# ---- the networks ----------------------------------------------------------------------------------------------------
+
+
+def convolution(channels: int) -> nn.Module:
+    """Return the twin of a DDF layer."""
+    return nn.Conv2d(channels, channels, TAPS, padding=TAPS // 2)
+
+
+class Block(nn.Module):
+    """A residual block whose 3x3 part is given."""
+
+    def __init__(self, channels: int, middle: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.before = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels), nn.ReLU())
+        self.middle = middle(channels)
+        self.after = nn.Sequential(
+            nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels, 1), nn.BatchNorm2d(channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.after(self.middle(self.before(x)))).relu()
+
+
+def make_network(width: int, middle: Callable[[int], nn.Module]) -> nn.Sequential:
+    """Return a network that reads a picture."""
+    stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+    blocks = [Block(width, middle) for _ in range(BLOCKS)]
+    return nn.Sequential(stem, *blocks, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+
+def weights(network: nn.Module) -> int:
+    """Return the number of a network's weights."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def narrowest(least: int) -> int:
+    """Return the smallest width of a convolutional network of at least so many weights."""
+    return next(width for width in range(1, WIDTH + 1) if weights(make_network(width, convolution)) >= least)
+
+
+# ---- data and training -----------------------------------------------------------------------------------------------
+
+
+class Digits(NamedTuple):
+    """Pictures (N, 1, SIZE, SIZE) and what they show (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Task(NamedTuple):
+    """Digits (N, 8, 8) to learn from, what they show (N,), the noise around them, and pictures for testing."""
+
+    images: Array
+    labels: Tensor
+    noise: float
+    test: Digits
+
+
+def make_task(noise: float) -> Task:
+    """Return one part of the digits for training, the other for testing."""
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.images))
+    images, labels = (digits.images[order] / 16).astype(np.float32), torch.from_numpy(digits.target[order])
+    test = Digits(placed(images[TRAINED:], noise, np.random.default_rng(1)), labels[TRAINED:])
+    return Task(images[:TRAINED], labels[:TRAINED], noise, test)
+
+
+def placed(images: Array, noise: float, rng: np.random.Generator) -> Tensor:
+    """Return pictures with a digit (N, 8, 8) somewhere in each."""
+    found = rng.normal(0, noise, (len(images), 1, SIZE, SIZE)).astype(np.float32)
+    h, w = images.shape[1:]
+    corners = rng.integers(0, SIZE - h + 1, (len(images), 2))
+    for picture, image, (y, x) in zip(found[:, 0], images, corners, strict=True):
+        picture[y : y + h, x : x + w] += image
+    return torch.from_numpy(found)
+
+
+def train(network: nn.Module, task: Task, epochs: int, seed: int) -> list[float]:
+    """Fit a network to digits that lie elsewhere in each epoch; return the share of the test's read after each."""
+    rng = np.random.default_rng(seed)
+    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    shares = []
+    for _ in range(epochs):
+        network.train()
+        pictures = placed(task.images, task.noise, rng)
+        for batch in torch.from_numpy(rng.permutation(len(pictures))).split(BATCH):
+            loss = nn.functional.cross_entropy(network(pictures[batch]), task.labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+        shares.append(accuracy(network, task.test))
+    return shares
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, digits: Digits) -> float:
+    """Return the share of digits that are read right."""
+    return (network.eval()(digits.images).argmax(1) == digits.labels).float().mean().item()
+
+
+# ---- the results -----------------------------------------------------------------------------------------------------
+
+
+class Contender(NamedTuple):
+    """A network's name and maker; by task, for each seed, the shares read right after each epoch; CPU times."""
+
+    name: str
+    make: Callable[[], nn.Sequential]
+    shares: dict[str, list[list[float]]]
+    seconds: list[float]
+
+
+class Found(NamedTuple):
+    """What is printed and recorded: a table of text."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+def summary(contenders: list[Contender]) -> Found:
+    """Return a row for each network."""
+    title = f"Digits read right, in %: mean ± deviation of {len(SEEDS)} seeds."
+    rows = []
+    for name, make, shares, seconds in contenders:
+        last = [100 * np.array(of_task)[:, -1] for of_task in shares.values()]
+        cells = [f"{share.mean():.1f} ± {share.std(ddof=1):.1f}" for share in last]
+        rows.append([name, f"{weights(make()):,}", *cells, f"{np.mean(seconds):.0f}"])
+    return Found(title, ["network", "weights", *NOISES, "CPU seconds"], rows)
+
+
+def show(found: Found, console: Console) -> None:
+    """Print the table."""
+    table = Table(title=found.title, title_justify="left")
+    for column in found.columns:
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for row in found.rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def draw(contenders: list[Contender], network: nn.Sequential, test: Digits, path: Path) -> None:
+    """Draw the shares read right by epoch, and some digits with the filters of their pixels."""
+    figure = Figure(figsize=(13, 3.2), layout="constrained", facecolor="white")
+    left, right = figure.subfigures(1, 2, width_ratios=(7, 6))
+    panels = left.subplots(1, len(NOISES), sharey=True)
+    for axes, task in zip(panels, NOISES, strict=True):
+        for name, _, shares, _ in contenders:
+            mean, deviation = 100 * np.mean(shares[task], 0), 100 * np.std(shares[task], 0, ddof=1)
+            epochs = np.arange(1, len(mean) + 1)
+            axes.plot(epochs, mean, label=name)
+            axes.fill_between(epochs, mean - deviation, mean + deviation, alpha=0.2)
+        axes.set_title(f"{task} pictures")
+        axes.set_xlabel("epoch")
+    panels[0].set_ylabel("digits read right, %")
+    panels[0].legend(fontsize=8)
+    shown = test.images[:4]
+    block: Any = network[1]
+    with torch.no_grad():
+        predicted = block.middle.spatial_branch(block.before(network.eval()[0](shown)))
+        filters = block.middle.spatial_norm(predicted.unflatten(1, (1, TAPS, TAPS)))
+    centre = TAPS // 2
+    rows = [("picture", shown[:, 0], "gray"), ("centre tap", filters[:, 0, centre, centre], "coolwarm")]
+    for row, (title, values, colours) in zip(right.subplots(len(rows), len(shown)), rows, strict=True):
+        for one, value in zip(row, values, strict=True):
+            one.imshow(value.numpy(), cmap=colours)
+            one.set_xticks([])
+            one.set_yticks([])
+        row[0].set_ylabel(title)
+    figure.savefig(path, dpi=75)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train the networks from all seeds and compare them."""
+    parser = argparse.ArgumentParser(description="Compare a DDF network with convolutional ones on digits.")
+    parser.add_argument("--output", type=Path, default=Path("ddf_net.png"), help="the picture (default ddf_net.png)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of training (default {EPOCHS})")
+    parser.add_argument("--results", type=Path, help="where the table is recorded as JSON (nowhere)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # these tensors are so small that more threads would mostly wait for each other
+    start, console = time.perf_counter(), Console()
+
+    tasks = {name: make_task(noise) for name, noise in NOISES.items()}
+    narrow = narrowest(weights(make_network(WIDTH, DDF)))
+    contenders = [
+        Contender("DDF", lambda: make_network(WIDTH, DDF), {name: [] for name in tasks}, []),
+        Contender(
+            "convolution, no fewer weights", lambda: make_network(narrow, convolution), {name: [] for name in tasks}, []
+        ),
+        Contender(
+            "convolution, same width", lambda: make_network(WIDTH, convolution), {name: [] for name in tasks}, []
+        ),
+    ]
+    trained = {}
+    runs = [(seed, task, contender) for seed in SEEDS for task in tasks for contender in contenders]
+    for seed, task, contender in track(runs, "training", console=console):
+        torch.manual_seed(seed)
+        network, cpu = contender.make(), time.process_time()
+        contender.shares[task].append(train(network, tasks[task], options.epochs, seed))
+        contender.seconds.append(time.process_time() - cpu)
+        trained[contender.name, task] = network
+    found = summary(contenders)
+    show(found, console)
+    if options.results:
+        options.results.write_text(json.dumps(found._asdict(), ensure_ascii=False, indent=1) + "\n")
+    draw(contenders, trained["DDF", "clean"], tasks["clean"].test, options.output)
+    console.print(f"drawn to {options.output}; {time.perf_counter() - start:.0f} s in all")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
