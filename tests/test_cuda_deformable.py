@@ -244,6 +244,18 @@ def test_no_offset_reads_out_of_bounds(bad: float, groups: int, boundary: str) -
     check(call.with_arrays(x, weight, kernel_offset, data_offset, mask, bias))
 
 
+@emulation
+@pytest.mark.parametrize("groups", [1, 4])
+def test_gradients_of_an_empty_batch_are_zero_and_read_nothing(groups: int) -> None:
+    call = call_of("float32", (0, 4, 5, 6), 4, groups=groups)
+    wanted = ["weight", "bias"]
+    gradients = EmulatedCupy(DEFORMABLE_CONV2D).backward(call, normal("float32", 0, 4, 5, 6), wanted)
+    assert [name for name, gradient in zip(call.op.arrays, gradients, strict=True) if gradient is not None] == wanted
+    assert not any(gradient.any() for gradient in gradients if gradient is not None)
+    call = Call(SAMPLE_KERNEL, (normal("float32", 4, 2, 3, 3), normal("float32", 0, 1, 3, 3, 2)), {})
+    assert not EmulatedCupy(SAMPLE_KERNEL).backward(call, normal("float32", 0, 4, 2, 3, 3), ["weight"])[0].any()
+
+
 # ---- what is launched ------------------------------------------------------------------------------------------------
 
 DENSE_KERNELS = {

@@ -92,6 +92,11 @@ def deformable_conv2d_backward(
     """
     call = _Call(cuda, plan)
     points = kernel_offset, data_offset, mask
+    if call.g.N == 0:  # gradients that have elements are sums of nothing
+        for gradient, size in (grad_weight, call.weights), (grad_bias, call.g.O):
+            if gradient is not None:
+                sum_partials(cuda, DEPTHWISE, plan.dtype, None, gradient, size, 0)
+        return
     if grad_x is not None:
         call.backward_x((grad_out, weight, *points), data_offset, grad_x)
     if not all(gradient is None for gradient in (grad_kernel_offset, grad_data_offset, grad_mask)):
@@ -153,6 +158,7 @@ class _Call:
         self.pixels = self.g.Ho * self.g.Wo
         self.taps = self.g.kh * self.g.kw
         self.scope = self.g.Sh * self.g.Sw
+        self.weights = self.g.O * (self.g.C // self.g.groups) * self.scope
         self.depthwise = is_depthwise(self.g)
         self.size = ITEMSIZE[accumulator(self.dtype)]
         self.rounds = accumulator(self.dtype) != self.dtype  # gradients cannot hold what is to be added to
@@ -339,14 +345,12 @@ class _Call:
         self.cuda.launch(TAPS, self.expression(name, self.kind), (blocks,), (WARP, 1, slices), args)
 
     def backward_weight(self, args: tuple[Any, ...], gradient: Any) -> None:
-        g = self.g
-        filters = g.C // g.groups * self.scope
-        size = g.O * filters
+        g, size = self.g, self.weights
         if self.depthwise:
             self.depthwise_backward_weight(args, gradient)
             return
         pixel_parts = list(self.parts())
-        tiles = self.tiles(g.O // g.groups, filters)
+        tiles = self.tiles(g.O // g.groups, size // g.O)
         pixels = pixel_parts[0].pixels
         count = self.split(pixels, divide_up(BUSY, tiles * THREADS), size, DEPTH * CHAIN)
         out, element = gradient, ELEMENT[self.dtype]
@@ -372,7 +376,7 @@ class _Call:
         self.of_scope(fast, fast.blocks * tiles, args)
 
     def depthwise_backward_weight(self, args: tuple[Any, ...], gradient: Any) -> None:
-        g, size = self.g, self.g.O * self.scope
+        g, size = self.g, self.weights
         fast = cupy_raw_scope.backward_weight(g, self.dtype, self.index)
         if fast is None:
             self.by_warps("deform_depthwise_backward_weight", args, gradient, size)
