@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dynk.deformable import DEFORMABLE_CONV2D, SAMPLE_KERNEL
 from dynk.kernels.common import cuda_launch
 from dynk.kernels.common.dtypes import ITEMSIZE, accumulator
-from dynk.kernels.deformable import cupy_raw_deform, cupy_raw_sample
+from dynk.kernels.deformable import cupy_raw_call, cupy_raw_gather, cupy_raw_sample
 from dynk.kernels.deformable.geometry import WORKSPACE, DeformGeometry
 from dynk.testing import Call, assert_close, rounded, strategies
 
@@ -189,11 +189,11 @@ def test_strides_and_borders_of_scopes_in_shared_memory(stride: int) -> None:
 @emulation
 def test_kernel_offsets_of_many_images_are_done_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 3 * 9 * 2 * 4 * 5
-    monkeypatch.setattr(cupy_raw_deform, "COLUMNS", 4 * 2 * size)
+    monkeypatch.setattr(cupy_raw_call, "COLUMNS", 4 * 2 * size)
     call = call_of("float32", (3, 9, 4, 5), 9, moves="kernel", groups=9, Gk=3)
     cuda = check(call)
     assert in_shared_memory(cuda).count("backward_kernel") == 2
-    monkeypatch.setattr(cupy_raw_deform, "COLUMNS", 4 * size - 1)
+    monkeypatch.setattr(cupy_raw_call, "COLUMNS", 4 * size - 1)
     cuda = check(call)
     assert "backward_kernel" not in in_shared_memory(cuda)
     assert "deform_backward_kernel<float, int, false>" in cuda.launched
@@ -295,8 +295,13 @@ def test_gradients_that_need_the_same_of_the_columns_share_it() -> None:
 
 def shrink(monkeypatch: pytest.MonkeyPatch, factor: int) -> None:
     """Give the launch functions only a part of their workspace."""
-    for name in ("COLUMNS", "LISTS", "CARRIED", "PARTIAL"):
-        monkeypatch.setattr(cupy_raw_deform, name, getattr(cupy_raw_deform, name) // factor)
+    for module, name in [
+        (cupy_raw_call, "COLUMNS"),
+        (cupy_raw_call, "PARTIAL"),
+        (cupy_raw_gather, "LISTS"),
+        (cupy_raw_gather, "CARRIED"),
+    ]:
+        monkeypatch.setattr(module, name, getattr(module, name) // factor)
 
 
 @emulation
@@ -307,6 +312,12 @@ def test_a_small_workspace_is_enough(factor: int, dtype: str, groups: int, monke
     shrink(monkeypatch, factor)
     cuda = check(call_of(dtype, (3, 4, 10, 12), 4, groups=groups, Gd=2, Gk=2))
     assert max(cuda.workspaces) * ITEMSIZE[accumulator(dtype)] <= WORKSPACE // factor // 2
+
+
+@emulation
+def test_a_row_of_cells_may_be_longer_than_the_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cupy_raw_gather, "LISTS", 8 * 64)
+    check(call_of("float16", (1, 1, 2, 70), 1, moves="data", padding=1))
 
 
 @emulation
@@ -326,7 +337,7 @@ def test_order_of_threads_changes_no_bit(groups: int) -> None:
 @emulation
 @pytest.mark.parametrize("groups", [1, 2])
 def test_large_tensors_get_64_bit_indices(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (cupy_raw_deform, cupy_raw_sample):
+    for module in (cupy_raw_call, cupy_raw_sample):
         monkeypatch.setattr(module, "index_dtype", lambda *extents: np.dtype(np.int64))
     cuda = check(call_of("float16", (1, 2, 5, 6), 6, groups=groups))
     wide = [name for name in cuda.launched if not name.startswith("sum_partials")]
@@ -339,7 +350,7 @@ def test_large_tensors_get_64_bit_indices(groups: int, monkeypatch: pytest.Monke
 def test_index_width_follows_the_largest_tensor() -> None:
     def width(**extents: int) -> str:
         g = DeformGeometry(*[1] * len(DeformGeometry._fields))._replace(**extents)
-        return cupy_raw_deform._index(g).name
+        return cupy_raw_call._index(g).name
 
     assert width(N=2**8, C=2**10, H=2**6, W=2**6) == "int32"
     assert width(N=2**8, C=2**10, H=2**6, W=2**7) == "int64"

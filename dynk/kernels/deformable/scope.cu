@@ -134,18 +134,22 @@ __global__ void __launch_bounds__(PIXELS * WARPS, 1)
                         const auto value = [&](int a, int b) { return loaded[2 * a + b].element[k]; };
                         const auto along = [&](int axis) { return weights.element + 2 * axis; };
                         if (table.has(bits, 0)) {
-                            const Acc slope = along(0)[0] * (value(1, 0) - value(0, 0)) + along(0)[1] * (value(1, 1) - value(0, 1));
+                            const Acc slope = along(0)[0] * (value(1, 0) - value(0, 0)) +
+                                              along(0)[1] * (value(1, 1) - value(0, 1));
                             sums[0] += sample * (grads[turn][k] * slope);
                         }
                         if (table.has(bits, 1)) {
-                            const Acc slope = along(1)[0] * (value(0, 1) - value(0, 0)) + along(1)[1] * (value(1, 1) - value(1, 0));
+                            const Acc slope = along(1)[0] * (value(0, 1) - value(0, 0)) +
+                                              along(1)[1] * (value(1, 1) - value(1, 0));
                             sums[1] += sample * (grads[turn][k] * slope);
                         }
                     }
                 }
             }
 #pragma unroll
-            for (int axis = 0; axis < 2; ++axis) of_warps[(axis * WARPS + warp) * blocking.taps * PIXELS + at] = sums[axis];
+            for (int axis = 0; axis < 2; ++axis) {
+                of_warps[(axis * WARPS + warp) * blocking.taps * PIXELS + at] = sums[axis];
+            }
         }
         __syncthreads();
         for (int at = threadIdx.x; at < 2 * taps * PIXELS; at += PIXELS * WARPS) {
