@@ -40,8 +40,9 @@ def plot_erf(erf: Any, image: Any = None, *, at: tuple[float, float] | None = No
     >>> import numpy as np, dynk
     >>> erf = np.zeros((5, 7))
     >>> erf[1:4, 2:5] = 1
-    >>> dynk.plot_erf(erf, at=(2, 3)).get_xlim()
-    (-0.5, 6.5)
+    >>> axes = dynk.plot_erf(erf, at=(2, 3))
+    >>> axes.images[0].get_array().shape
+    (5, 7)
     """
     field = _numpy(erf)
     if field.ndim != 2:

@@ -145,12 +145,11 @@ def accuracy(network: nn.Module, digits: Digits) -> float:
 
 
 class Contender(NamedTuple):
-    """A network's name and maker; by task, for each seed, the shares read right after each epoch; CPU times."""
+    """A network's name and how it is made; by task, for each seed, the shares read right after each epoch."""
 
     name: str
     make: Callable[[], nn.Sequential]
     shares: dict[str, list[list[float]]]
-    seconds: list[float]
 
 
 class Found(NamedTuple):
@@ -165,11 +164,11 @@ def summary(contenders: list[Contender]) -> Found:
     """Return a row for each network."""
     title = f"Digits read right, in %: mean ± deviation of {len(SEEDS)} seeds."
     rows = []
-    for name, make, shares, seconds in contenders:
+    for name, make, shares in contenders:
         last = [100 * np.array(of_task)[:, -1] for of_task in shares.values()]
         cells = [f"{share.mean():.1f} ± {share.std(ddof=1):.1f}" for share in last]
-        rows.append([name, f"{weights(make()):,}", *cells, f"{np.mean(seconds):.0f}"])
-    return Found(title, ["network", "weights", *NOISES, "CPU seconds"], rows)
+        rows.append([name, f"{weights(make()):,}", *cells])
+    return Found(title, ["network", "weights", *NOISES], rows)
 
 
 def show(found: Found, console: Console) -> None:
@@ -188,7 +187,7 @@ def draw(contenders: list[Contender], network: nn.Sequential, test: Digits, path
     left, right = figure.subfigures(1, 2, width_ratios=(7, 6))
     panels = left.subplots(1, len(NOISES), sharey=True)
     for axes, task in zip(panels, NOISES, strict=True):
-        for name, _, shares, _ in contenders:
+        for name, _, shares in contenders:
             mean, deviation = 100 * np.mean(shares[task], 0), 100 * np.std(shares[task], 0, ddof=1)
             epochs = np.arange(1, len(mean) + 1)
             axes.plot(epochs, mean, label=name)
@@ -225,22 +224,18 @@ def main(arguments: list[str] | None = None) -> int:
 
     tasks = {name: make_task(noise) for name, noise in NOISES.items()}
     narrow = narrowest(weights(make_network(WIDTH, DDF)))
-    contenders = [
-        Contender("DDF", lambda: make_network(WIDTH, DDF), {name: [] for name in tasks}, []),
-        Contender(
-            "convolution, no fewer weights", lambda: make_network(narrow, convolution), {name: [] for name in tasks}, []
-        ),
-        Contender(
-            "convolution, same width", lambda: make_network(WIDTH, convolution), {name: [] for name in tasks}, []
-        ),
-    ]
+    makers = {
+        "DDF": lambda: make_network(WIDTH, DDF),
+        "convolution, no fewer weights": lambda: make_network(narrow, convolution),
+        "convolution, same width": lambda: make_network(WIDTH, convolution),
+    }
+    contenders = [Contender(name, make, {task: [] for task in tasks}) for name, make in makers.items()]
     trained = {}
     runs = [(seed, task, contender) for seed in SEEDS for task in tasks for contender in contenders]
     for seed, task, contender in track(runs, "training", console=console):
         torch.manual_seed(seed)
-        network, cpu = contender.make(), time.process_time()
+        network = contender.make()
         contender.shares[task].append(train(network, tasks[task], options.epochs, seed))
-        contender.seconds.append(time.process_time() - cpu)
         trained[contender.name, task] = network
     found = summary(contenders)
     show(found, console)

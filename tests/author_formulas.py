@@ -125,3 +125,72 @@ def carafe(x: Tensor, state: State, *, scale: int, size: int) -> Tensor:
         nearest = source.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
         out += weights[:, tap, None] * nearest
     return out
+
+
+def hat(distance: Tensor) -> Tensor:
+    """Return the bilinear weight of a grid point at a distance."""
+    return (1 - distance.abs()).clamp_min(0)
+
+
+def sampled(grid: Tensor, points: Tensor) -> Tensor:
+    """Return grids (..., S, T) at points (2, ...) of the shape of the grids' other axes, 0 outside."""
+    rows, columns = torch.arange(grid.shape[-2]), torch.arange(grid.shape[-1])
+    return torch.einsum(
+        "...st,...s,...t->...", grid, hat(points[0][..., None] - rows), hat(points[1][..., None] - columns)
+    )
+
+
+def kernel_points(offset: Tensor, size: int, scope: int, *, clip: bool) -> Tensor:
+    """Return the points (2, T, ...) of taps in the scope, of offsets (T, 2, ...)."""
+    taps = torch.arange(size * size)
+    base = torch.stack([taps // size, taps % size]) + (scope - size) / 2
+    points = base.reshape(2, -1, *[1] * (offset.ndim - 2)) + offset.transpose(0, 1)
+    return points.clamp(0, scope - 1) if clip else points
+
+
+def deformable_kernel(
+    x: Tensor, state: State, *, size: int, padding: int, dilation: int, stride: int, clip: bool
+) -> Tensor:
+    """Return the output of LocalDeformKernel2d or DeformKernelConv2d: depth-wise, tap by tap, channel by channel."""
+    N, C, H, W = x.shape
+    weight, scope = state["inner_conv.weight"], state["inner_conv.weight"].shape[-1]
+    shape = {"stride": stride, "padding": padding, "dilation": dilation}
+
+    def generated(name: str, groups: int) -> Tensor:
+        out = F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **shape)
+        return out.reshape(N, groups, size * size, 2, *out.shape[2:])
+
+    if "rotation_conv.weight" in state:
+        groups = len(state["rotation_conv.bias"]) // (2 * size * size)
+        rotation = generated("rotation_conv", groups)
+        offset = torch.zeros_like(rotation[:, 0])
+    else:
+        offset = generated("offset_conv", 1)[:, 0] * dilation
+        groups, rotation = 1, torch.zeros_like(offset)[:, None]
+    Ho, Wo = offset.shape[-2:]
+    out = x.new_zeros(N, C, Ho, Wo)
+    anchors = torch.meshgrid(torch.arange(Ho) * stride - padding, torch.arange(Wo) * stride - padding, indexing="ij")
+    for n in range(N):
+        for c in range(C):
+            points = kernel_points(rotation[n, c % groups], size, scope, clip=clip)
+            for tap in range(size * size):
+                step = tap // size * dilation, tap % size * dilation
+                here = torch.stack([anchors[axis] + step[axis] + offset[n, tap, axis] for axis in (0, 1)])
+                seen = sampled(x[n, c].expand(Ho, Wo, H, W), here)
+                out[n, c] += seen * sampled(weight[c, 0].expand(Ho, Wo, scope, scope), points[:, tap])
+    return out
+
+
+def global_deformable_kernel(x: Tensor, state: State, *, size: int, padding: int) -> Tensor:
+    """Return the output of GlobalDeformKernel2d, depth-wise or of size 1."""
+    weight = state["weight"]
+    scope, out = weight.shape[-1], []
+    for image in x:
+        offset = state["fc.weight"] @ image.mean((1, 2)) + state["fc.bias"]
+        points = kernel_points(offset.reshape(size * size, 2), size, scope, clip=True)
+        taps = [
+            sampled(weight, points[:, tap].reshape(2, 1, 1).expand(2, *weight.shape[:2])) for tap in range(size * size)
+        ]
+        kernel = torch.stack(taps, -1).reshape(*weight.shape[:2], size, size)
+        out.append(F.conv2d(image, kernel, padding=padding, groups=len(image) // weight.shape[1]))
+    return torch.stack(out)

@@ -7,8 +7,18 @@ from typing import Any
 import author_formulas
 import pytest
 import torch
-from dynk_torch.nn import CARAFE, DDF, DDFUp, Involution, load_author_state_dict
+from dynk_torch.nn import (
+    CARAFE,
+    DDF,
+    DDFUp,
+    DeformableKernelConv2d,
+    GlobalDeformableKernelConv2d,
+    Involution,
+    load_author_state_dict,
+)
 from torch import Tensor
+
+import dynk
 
 State = dict[str, Tensor]
 
@@ -109,6 +119,54 @@ def test_carafe(scale: int) -> None:
     load_author_state_dict(layer, state)
     x = image(2, 6, 4, 5)
     torch.testing.assert_close(layer(x), author_formulas.carafe(x, state, scale=scale, size=3))
+
+
+@pytest.mark.parametrize("boundary", ["zeros", "clip"])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_local_deformable_kernels(boundary: str, groups: int) -> None:
+    state = draw({**conv("rotation_conv", groups * 18, 4, 3), "inner_conv.weight": (4, 1, 4, 4)})
+    layer = DeformableKernelConv2d(
+        4, 4, 3, scope=4, stride=2, padding=1, groups=4, bias=False, offset_groups=groups, kernel_boundary=boundary
+    )
+    load_author_state_dict(layer.double(), state)
+    x = image(2, 4, 6, 5)
+    expected = author_formulas.deformable_kernel(
+        x, state, size=3, padding=1, dilation=1, stride=2, clip=boundary == "clip"
+    )
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_deformable_kernels_that_move_points_of_the_image(dilation: int) -> None:
+    state = draw({**conv("offset_conv", 18, 3, 3), "inner_conv.weight": (3, 1, 4, 4)})
+    options: dict[str, Any] = {"padding": dilation, "dilation": dilation, "bias": False, "kernel_boundary": "zeros"}
+    layer = DeformableKernelConv2d(3, 3, 3, scope=4, groups=3, data_offsets=True, **options)
+    load_author_state_dict(layer.double(), state)
+    x = image(2, 3, 6, 5)
+    expected = author_formulas.deformable_kernel(
+        x, state, size=3, padding=dilation, dilation=dilation, stride=1, clip=False
+    )
+    torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(("size", "groups"), [(3, 4), (1, 1)])
+def test_global_deformable_kernels(size: int, groups: int) -> None:
+    outputs = 4 if groups == 4 else 6
+    shapes = {"weight": (outputs, 4 // groups, 4, 4), "fc.weight": (2 * size * size, 4), "fc.bias": (2 * size * size,)}
+    state = draw(shapes)
+    layer = GlobalDeformableKernelConv2d(4, outputs, size, scope=4, padding=size // 2, groups=groups, bias=False)
+    load_author_state_dict(layer.double(), state)
+    x = image(2, 4, 6, 5)
+    with dynk.backend("reference"):
+        out = layer(x)
+    torch.testing.assert_close(out, author_formulas.global_deformable_kernel(x, state, size=size, padding=size // 2))
+
+
+def test_interleaved_groups_of_deformable_kernels_are_refused() -> None:
+    layer = DeformableKernelConv2d(4, 4, 3, scope=4, padding=1, groups=4, offset_groups=2)
+    state = draw({**conv("rotation_conv", 36, 4, 3), "inner_conv.weight": (4, 1, 4, 4)})
+    with pytest.raises(ValueError, match=r"^load_author_state_dict: .* rotation_groups of 1 or 4, got 2"):
+        load_author_state_dict(layer, state)
 
 
 def test_a_whole_network_keeps_the_names_of_its_other_layers() -> None:

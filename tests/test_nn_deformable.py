@@ -11,7 +11,7 @@ import torch
 from dynk_torch.nn import DeformableKernelConv2d, GlobalDeformableKernelConv2d, parameter_groups
 from torch import nn
 
-from dynk.commands.tables.networks import Bottleneck, MobileNetV2, ResNet, on_meta
+from dynk.commands.tables.networks import DepthwiseBottleneck, MobileNetV2, ResNet, on_meta
 
 LAYERS = [DeformableKernelConv2d, GlobalDeformableKernelConv2d]
 each_kind = pytest.mark.parametrize("kind", LAYERS)
@@ -99,18 +99,6 @@ def test_what_infers_offsets_learns_at_a_rate_of_its_own() -> None:
 
 
 # ---- DK Table 1 ------------------------------------------------------------------------------------------------------
-
-
-class DepthwiseBottleneck(Bottleneck):
-    """The bottleneck of the paper's ResNet-50-DW: its 3x3 convolution depth-wise, of twice the width."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__(inputs, width, stride)
-        outputs, width = 4 * width, 2 * width
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from dynk_torch import nn as torch_nn
+from torch_cases import ignore_torch_jit
 
 nnx = pytest.importorskip("flax.nnx", reason="flax is not installed")
 jax_nn = pytest.importorskip("dynk_jax.nn", reason="flax is not installed")
@@ -85,6 +86,44 @@ def test_a_jax_layer_takes_over_the_weights_of_a_convolution() -> None:
         x, weight, (1, 1), [(2, 2), (2, 2)], rhs_dilation=(2, 2), feature_group_count=2
     )
     assert np.allclose(layer(x)[0], expected + bias[:, None, None], atol=1e-5)
+
+
+@each_prior
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_autocast_and_memory_layout(prior: str, dtype: torch.dtype) -> None:
+    """One candidate: with several a rounded prior may prefer another."""
+    torch.manual_seed(0)
+    layer = torch_nn.PADConv2d(4, 6, 3, dilations=(2,), prior=prior).eval()
+    x, state = torch.randn(2, 4, 7, 7), torch.rand(2, 1, 7, 7)
+    expected, _ = layer(x, state)
+    size = expected.abs().max()
+    with torch.autocast("cpu", dtype):
+        out, _ = layer.train()(x, state)
+    assert out.dtype is dtype
+    assert (out - expected).abs().max() < 20 * torch.finfo(dtype).eps * size
+    other, _ = layer.eval()(x.to(memory_format=torch.channels_last), state)
+    assert torch.allclose(other, expected, atol=1e-5)
+    half, last = layer.to(dtype)(x.to(dtype), state.to(dtype))
+    assert (half.dtype, last.dtype) == (dtype, dtype)
+    assert (half - expected).abs().max() < 20 * torch.finfo(dtype).eps * size
+
+
+@ignore_torch_jit
+@each_prior
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_to_one_graph(prior: str, training: bool) -> None:
+    layer = torch_nn.PADConv2d(4, 4, 3, prior=prior, hard=True).train(training)
+    x, state = torch.randn(1, 4, 6, 6), torch.rand(1, 3, 6, 6)
+    torch.manual_seed(0)
+    expected = layer(x, state)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)
+    found = compiled(x, state)
+    found[0].sum().backward()
+    torch._dynamo.reset()
+    assert layer.weight.grad is not None
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.parametrize("hard", [False, True])

@@ -52,6 +52,18 @@ class Call(nn.Module):
             ((2, 4, 5, 6), (6, 2, 3, 3), (2, 3, 5, 6)),
             2 * 30 * (2 * 6 * 2 * 9 + 2 * 3 * 4 * 9),
         ),
+        (Call("deformable_conv2d"), ((2, 4, 5, 6), (6, 4, 3, 3), None, None), 2 * 12 * 2 * 6 * 4 * 9),
+        (
+            Call("deformable_conv2d", groups=4, padding=1),
+            ((2, 4, 5, 6), (4, 1, 4, 4), (2, 1, 3, 3, 2, 5, 6), (2, 1, 3, 3, 2, 5, 6)),
+            2 * 30 * 4 * 9 * (8 + 10),
+        ),
+        (
+            Call("deformable_conv2d", padding=1),
+            ((1, 4, 5, 6), (6, 4, 4, 4), (1, 1, 3, 3, 2, 5, 6)),
+            30 * (8 * 4 * 9 + 2 * 6 * 4 * 16),
+        ),
+        (Call("sample_kernel"), ((4, 2, 4, 4), (3, 1, 3, 3, 2)), 3 * 8 * 9 * 8),
     ],
     ids=lambda value: value.name if isinstance(value, Call) else "",
 )

@@ -81,6 +81,8 @@ def adaptive_dilation_conv2d(
     tensor([[1., 3., 6., 4., 6.]])
     """
     arrays = (x, weight, dilation_weights, bias)
+    if torch.compiler.is_compiling():  # a graph takes options as the schema has them: pairs
+        dilations = [(d, d) if isinstance(d, int) else d for d in dilations]
     return call(_OPERATORS["adaptive_dilation_conv2d"], arrays, (dilations, stride, groups))
 
 

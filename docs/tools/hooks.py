@@ -32,6 +32,7 @@ from bench.show import load, readme_block  # noqa: E402
 from dynk._operator import operators  # noqa: E402
 
 _OUTSIDE = re.compile(r"\]\((?:\.\./)+(examples/|CONTRIBUTING\.md|CHANGELOG\.md)")
+_README = re.compile(r"\]\((?:\.\./)+README\.md(?:#[\w-]*)?\)")
 _RESULTS = re.compile(r"<!-- results: (\w+) -->")
 
 
@@ -64,8 +65,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links out of docs/ to the copies in the site, and put in the results of examples."""
+    """Lead links out of docs/ to their copies, those to the README to the landing page; put in examples' results."""
     up = "../" * page.file.src_uri.count("/")
+    markdown = _README.sub(f"]({up}index.md)", markdown)
     markdown = _OUTSIDE.sub(lambda found: f"]({up}{found[1]}", markdown)
     return _RESULTS.sub(lambda found: results(found[1]), markdown)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dynk_torch.nn._decoupled import DDF, DDFUp
+from dynk_torch.nn._deformable import DeformableKernelConv2d, GlobalDeformableKernelConv2d
 from dynk_torch.nn._special_cases import CARAFE, Involution
 
 State = dict[str, Tensor]
@@ -17,18 +18,23 @@ State = dict[str, Tensor]
 def load_author_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], *, strict: bool = True) -> Any:
     """Load a checkpoint of the authors' code into a network that holds layers of `dynk_torch.nn`.
 
-    ====================  ==================================================================================
-    layer                 keys of the authors' code, behind the name of the layer
-    ====================  ==================================================================================
-    `DDF`                 DDFPack: spatial_branch.0.*, and .1.* behind a generator of its own size;
-                          channel_branch.{1,3}.*, channel_branch.4.std
-    `DDFUp`               DDFUpPack: the same for each sub-pixel b, spatial_branch.{b}.*, channel_branch.{b}.*
-    `Involution`          conv1.conv.*, conv1.bn.*, conv2.conv.*
-    `CARAFE`              channel_compressor.*, content_encoder.*
-    ====================  ==================================================================================
+    ==============================  ========================================================================
+    layer                           keys of the authors' code, behind the name of the layer
+    ==============================  ========================================================================
+    `DDF`                           DDFPack: spatial_branch.0.*, and .1.* behind a generator of its own
+                                    size; channel_branch.{1,3}.*, channel_branch.4.std
+    `DDFUp`                         DDFUpPack: the same for each sub-pixel b, spatial_branch.{b}.*,
+                                    channel_branch.{b}.*
+    `Involution`                    conv1.conv.*, conv1.bn.*, conv2.conv.*
+    `CARAFE`                        channel_compressor.*, content_encoder.*
+    `DeformableKernelConv2d`        LocalDeformKernel2d: rotation_conv.*, inner_conv.weight;
+                                    DeformKernelConv2d: offset_conv.*, inner_conv.weight
+    `GlobalDeformableKernelConv2d`  GlobalDeformKernel2d: fc.*, weight
+    ==============================  ========================================================================
 
     All other keys are taken as they are. Give `DDF` the `groups` of the authors' head, and `DDFUp` the
-    `guidance_channels` of their joint_channels.
+    `guidance_channels` of their joint_channels; local deformable kernels `kernel_boundary="zeros"` unless the authors'
+    rotation_clip is "scope", and `data_offsets=True` for DeformKernelConv2d.
 
     Parameters
     ----------
@@ -47,7 +53,8 @@ def load_author_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], *
     Raises
     ------
     ValueError
-        Where a layer of s*s branches finds fewer of them.
+        Where a layer of s*s branches finds fewer of them; for several rotation_groups, which in the authors' code
+        take every so manieth channel and here a block of them.
     RuntimeError
         As `torch.nn.Module.load_state_dict`, for other keys or shapes.
 
@@ -137,9 +144,33 @@ def _carafe(layer: nn.Module, state: State) -> State:
     return found
 
 
+def _local_kernel(layer: nn.Module, state: State) -> State:
+    assert isinstance(layer, DeformableKernelConv2d)
+    if layer.offset_groups not in (1, layer.offset.in_channels):
+        expected = f"rotation_groups of 1 or {layer.offset.in_channels}"
+        msg = f"load_author_state_dict: state_dict must have {expected}, got {layer.offset_groups} for {layer}"
+        raise ValueError(msg)
+    found = _renamed(
+        state, {"rotation_conv.": "offset.", "offset_conv.": "data_offset.", "inner_conv.weight": "weight"}
+    )
+    factors = torch.tensor(layer.dilation * (layer.kernel_size[0] * layer.kernel_size[1]))
+    for kind, like in layer.offset.named_parameters():
+        key = f"data_offset.{kind}"
+        if key in found:  # in multiples of the dilation, and the points in the kernel stay where they are
+            found[key] = found[key] * factors.to(found[key]).view(-1, *[1] * (found[key].ndim - 1))
+            found.setdefault(f"offset.{kind}", torch.zeros_like(like))
+    return found
+
+
+def _global_kernel(_layer: nn.Module, state: State) -> State:
+    return _renamed(state, {"fc.": "offset."})
+
+
 TRANSLATIONS: dict[type[nn.Module], Callable[[nn.Module, State], State]] = {
     DDF: _ddf,
     DDFUp: _ddf_up,
     Involution: _involution,
     CARAFE: _carafe,
+    DeformableKernelConv2d: _local_kernel,
+    GlobalDeformableKernelConv2d: _global_kernel,
 }

@@ -109,7 +109,8 @@ class GatedPrior(_Prior):
         features, memory, state = self.summands(x, state)
         both = features if memory is None else features + memory
         gate, candidate = torch.sigmoid(both[:, : self.dilations]), torch.tanh(both[:, self.dilations :])
-        logits = gate * candidate if state is None else torch.lerp(state, candidate, gate)
+        kept = 0 if state is None else state
+        logits = kept + gate * (candidate - kept)  # dtypes may differ under autocast
         return logits, logits
 
 

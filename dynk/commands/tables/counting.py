@@ -74,6 +74,31 @@ def adaptive_dilation(x: Shape, weight: Shape, chosen: Shape, *_: Any, out_shape
     return int(out_shape[0] * math.prod(out_shape[2:]) * (2 * math.prod(weight) + mixture))
 
 
+def deformable_convolution(
+    x: Shape, weight: Shape, kernel_offset: Shape, data_offset: Shape, mask: Shape, *_: Any, out_shape: Shape
+) -> int:
+    """`deformable_conv2d`: the convolution's, and 8 for each bilinear sample, four products and sums.
+
+    Where the kernel is sampled and has several inputs, a pixel's taps are spread over the scope instead, and the whole
+    scope is multiplied.
+    """
+    (outputs, per_group, *scope), C = weight, x[1]
+    taps = math.prod(scope if kernel_offset is None else kernel_offset[2:4])
+    of_a_pixel = C * taps * ((8 if data_offset is not None else 0) + (mask is not None))
+    if kernel_offset is None:
+        of_a_pixel += 2 * math.prod(weight)
+    elif per_group == 1:
+        of_a_pixel += outputs * taps * (8 + 2)
+    else:
+        of_a_pixel += 8 * C * taps + 2 * math.prod(weight)
+    return int(out_shape[0] * math.prod(out_shape[2:]) * of_a_pixel)
+
+
+def kernel_sampling(*_: Any, out_shape: Shape) -> int:
+    """`sample_kernel`: a bilinear sample for each tap."""
+    return int(8 * math.prod(out_shape))
+
+
 OPERATORS = torch.ops.dynk
 FORMULAS: dict[Any, Any] = {
     OPERATORS.ddf: filtering,
@@ -81,4 +106,6 @@ FORMULAS: dict[Any, Any] = {
     OPERATORS.dynamic_filter: dynamic_filtering,
     OPERATORS.ls_dfn: large_field_filtering,
     OPERATORS.adaptive_dilation_conv2d: adaptive_dilation,
+    OPERATORS.deformable_conv2d: deformable_convolution,
+    OPERATORS.sample_kernel: kernel_sampling,
 }

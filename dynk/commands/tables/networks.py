@@ -72,6 +72,18 @@ class Bottleneck(Block):
         return self.bn3(self.conv3(x))  # type: ignore[no-any-return]
 
 
+class DepthwiseBottleneck(Bottleneck):
+    """The bottleneck of ResNet-50-DW of the DK paper: its 3x3 convolution depth-wise, of twice the width."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__(inputs, width, stride)
+        outputs, width = 4 * width, 2 * width
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+
+
 class ResNet(nn.Module):
     """A residual network of four stages (CVPR 2016), from RGB to `classes` scores."""
 

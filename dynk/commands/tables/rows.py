@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import dynk_torch
 import torch
-from dynk_torch.nn import DDF, LSDFN, PADConv2d
+from dynk_torch.nn import DDF, LSDFN, DeformableKernelConv2d, GlobalDeformableKernelConv2d, PADConv2d
 from torch import nn
 
 from dynk.commands.tables.counting import count
-from dynk.commands.tables.networks import MobileNetV2, on_meta, resnet
+from dynk.commands.tables.networks import DepthwiseBottleneck, MobileNetV2, ResNet, on_meta, resnet
 
 IMAGE = (1, 3, 224, 224)
 
@@ -142,9 +142,30 @@ def adaptive_dilation() -> list[Row]:
 
 
 def deformable_networks() -> list[Row]:
-    """DK Table 1: the network before anything is deformed."""
-    found = count(on_meta(MobileNetV2), IMAGE)
-    return [Row("DK Table 1", "MobileNet-V2", "parameters, M", found.parameters / 1e6, 3.5, 1)]
+    """DK Table 1: networks whose depth-wise 3x3 kernels are sampled from a scope of 4x4."""
+    networks: dict[str, Callable[[], nn.Module]] = {
+        "MobileNet-V2": MobileNetV2,
+        "ResNet-50-DW": lambda: ResNet(DepthwiseBottleneck, (3, 4, 6, 3)),
+    }
+    published: dict[tuple[str, str], tuple[Any, float | None]] = {
+        ("MobileNet-V2", ""): (None, 3.5),
+        ("MobileNet-V2", ", global DK"): (GlobalDeformableKernelConv2d, 3.7),
+        ("MobileNet-V2", ", local DK"): (DeformableKernelConv2d, 4.7),
+        ("ResNet-50-DW", ""): (None, 23.7),
+        ("ResNet-50-DW", ", global DK"): (GlobalDeformableKernelConv2d, None),
+        ("ResNet-50-DW", ", local DK"): (DeformableKernelConv2d, 25.0),
+    }
+    rows = []
+    for (name, kind), (layer, parameters) in published.items():
+        network = on_meta(networks[name])
+        if layer is not None:
+            dynk_torch.convert(network, layer, where=lambda _, conv: conv.groups > 1, scope=4)
+        found = count(network, IMAGE)
+        rows += [
+            Row("DK Table 1 (scope 4 x 4)", name + kind, "parameters, M", found.parameters / 1e6, parameters, 1),
+            Row("DK Table 1 (scope 4 x 4)", name + kind, "GFLOPs", found.flops / 2e9, None, 2),
+        ]
+    return rows
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -1,0 +1,77 @@
+"""What the documentation site is made of besides its pages: pictures, and docstrings as Markdown."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import pytest
+
+from dynk._operator import operators
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def tool(name: str) -> ModuleType:
+    """Return one of the site's scripts as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", operators())
+def test_every_operator_has_a_picture_that_its_page_shows(name: str) -> None:
+    pytest.importorskip("matplotlib")
+    pictures = tool("pictures")
+    drawing = pictures.svg(name)
+    assert ElementTree.fromstring(drawing).tag.endswith("svg")
+    assert drawing == pictures.svg(name)
+    assert f"](pictures/{name}.svg)" in (DOCS / f"{name}.md").read_text()
+
+
+def test_docstrings_become_markdown() -> None:
+    pytest.importorskip("griffe")
+    docstring = """Do it.
+
+    .. math::
+        a = b
+
+    It costs y*stride numbers, and `a*b` more.
+
+    ====  =====
+    left  right
+    ====  =====
+    1     2
+    ====  =====
+
+    Parameters
+    ----------
+    combine : {"mul", "add"}, default "mul"
+        How.
+
+    Examples
+    --------
+    >>> 2*x
+    """
+    found = tool("docstrings").markdown(docstring)
+    assert "    ```math\n    a = b\n    ```\n" in found
+    assert r"y\*stride" in found
+    assert "`a*b`" in found
+    assert "    ```text\n    ====  =====\n    left" in found
+    assert 'combine : one of "mul", "add", default "mul"' in found
+    assert ">>> 2*x" in found
+
+
+def test_results_that_the_gallery_shows_are_recorded() -> None:
+    names = re.findall(r"<!-- results: (\w+) -->", (DOCS / "gallery.md").read_text())
+    assert names
+    for name in names:
+        found = json.loads((DOCS / "gallery" / f"{name}.json").read_text())
+        assert {len(row) for row in found["rows"]} == {len(found["columns"])}
