@@ -76,7 +76,7 @@ def in_threads():
 """
 
 
-def run(code: str, *arguments: str, timeout: float = 200, **environment: str) -> str:
+def run(code: str, *arguments: str, timeout: float = 600, **environment: str) -> str:
     """Run Python code in a new process and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
@@ -181,7 +181,7 @@ def test_every_operator_in_data_loader_workers_through_dynk_torch(tmp_path: Path
         env=environment_of(),
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -228,7 +228,7 @@ def test_workers_of_pytest_xdist(tmp_path: Path) -> None:
         env=environment_of(),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:]

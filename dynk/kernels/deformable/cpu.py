@@ -1,4 +1,10 @@
-"""The family's kernels on the CPU."""
+"""The family's kernels on the CPU.
+
+Workspace, for float32, whatever the image, the batch and the channels: 16 MiB at most for images that are turned
+(TURNED), 4 MiB at most for partial sums or one gradient of the weight besides if that is more (PARTIALS), and for each
+thread about 6 MiB (PLANES, and the tiles) + T * (30 + S) KiB, with T taps and S positions of a scope. With float64
+twice that, but for the planes.
+"""
 
 from __future__ import annotations
 

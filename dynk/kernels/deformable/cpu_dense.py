@@ -7,8 +7,10 @@ from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.common.products import (
     CHAIN,
+    ONE,
     ROWS,
     VECTORS,
+    ZERO,
     ceil_div,
     load_rows,
     multiply,
@@ -48,7 +50,7 @@ def dense_task(  # type: ignore[no-untyped-def]
     rows, block = min(OUTS, outs - first), block_of(channels, terms)
     o = group * outs + first
     tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, like, g)
-    plan = plan_of(like, True, turned, first_image, g)
+    plan = plan_of(like, ONE, turned, first_image, g)
     samples = accumulators(like, block * g.kh * g.kw * size if g.has_kernel != 0 else 0)
     columns = accumulators(like, tile_pixels(like) * block * terms)
     weights = accumulators(like, padded(rows) * block * terms + size)
@@ -61,14 +63,14 @@ def dense_task(  # type: ignore[no-untyped-def]
             for v in range(0, tile.vectors, VECTORS):
                 for row in range(0, rows, ROWS):
                     multiply(
-                        weights, row * count * terms, count * terms, 1,
-                        columns, place(0, v, count * terms, VECTORS, columns), VECTORS * size, count * terms,
-                        min(VECTORS, tile.vectors - v), plan.everywhere, 0,
+                        weights, row * count * terms, count * terms, ONE,
+                        columns, place(ZERO, v, count * terms, VECTORS, columns), VECTORS * size, count * terms,
+                        min(VECTORS, tile.vectors - v), plan.everywhere, ZERO,
                         totals, place(row, v, padded(rows), VECTORS, totals), VECTORS * size,
                     )  # fmt: skip
         else:
             for k in range(count):
-                plan_image(plan, tile, data_offset, channel + k, 0, g.H, g)
+                plan_image(plan, tile, data_offset, channel + k, ZERO, g.H, g)
                 _multiply_read(plan, tile, weights, columns, k, count, totals, rows, g)
     for row in range(rows):
         to = (n * g.O + o + row) * g.Ho * g.Wo + tile.first

@@ -12,9 +12,11 @@ from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.common.products import (
     CHAIN,
+    ONE,
     PANELS,
     ROWS,
     VECTORS,
+    ZERO,
     add_to,
     ceil_div,
     multiply,
@@ -66,7 +68,7 @@ def grad_dense_task(  # type: ignore[no-untyped-def]
     count, many = min(block, channels - c), min(OUTS, outs - first)
     vectors, width = ceil_div(many, size), tile_pixels(like)
     rows, panels = padded(count) * terms, ceil_div(vectors, VECTORS)
-    plan = plan_of(like, True, turned, 0, g)
+    plan = plan_of(like, ONE, turned, ZERO, g)
     samples = accumulators(like, count * g.kh * g.kw * size if g.has_kernel != 0 else 0)
     columns = accumulators(like, tile_pixels(like) * rows)
     grads = accumulators(like, panels * VECTORS * size * tile_pixels(like))
@@ -85,14 +87,14 @@ def grad_dense_task(  # type: ignore[no-untyped-def]
             for v in range(0, vectors, VECTORS):
                 for row in range(0, count * terms, ROWS):
                     multiply(
-                        columns, row * width, width, 1,
-                        grads, place(0, v, width, VECTORS, grads), VECTORS * size, tile.pixels,
-                        min(VECTORS, vectors - v), plan.everywhere, 0,
+                        columns, row * width, width, ONE,
+                        grads, place(ZERO, v, width, VECTORS, grads), VECTORS * size, tile.pixels,
+                        min(VECTORS, vectors - v), plan.everywhere, ZERO,
                         recent, place(row, v, rows, VECTORS, recent), VECTORS * size,
                     )  # fmt: skip
         else:
             for channel in range(count):
-                plan_image(plan, tile, data_offset, group * channels + c + channel, 0, g.H, g)
+                plan_image(plan, tile, data_offset, group * channels + c + channel, ZERO, g.H, g)
                 for t in range(terms):
                     _add_read(plan.image, tile, t, columns, channel * terms + t, grads, vectors, recent, rows)
         if k % CHAIN == CHAIN - 1:

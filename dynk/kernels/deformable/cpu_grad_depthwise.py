@@ -14,9 +14,11 @@ from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.common.products import (
     CHAIN,
+    ONE,
     PANELS,
     ROWS,
     VECTORS,
+    ZERO,
     add_to,
     ceil_div,
     multiply,
@@ -25,21 +27,28 @@ from dynk.kernels.common.products import (
 from dynk.kernels.deformable.cpu_points import CORNERS, READS, deform_geometry, tile_of
 from dynk.kernels.deformable.cpu_samples import forget, form_samples, plan_image, plan_of, plan_scope, run_of
 
-BLOCK = 256  # channels of a task, at most
+OUTS = 256  # output channels of a task, at most, but for those of a single channel
 TASKS = 16  # tasks that are worth while
+PARTIALS = 2**20  # numbers of all partial sums together, at most, where there are several of a gradient
 TILES = CHAIN // (PANELS * VECTORS)  # whose vectors are summed in one chain
+
+
+@borrowing
+def _block(g):  # type: ignore[no-untyped-def]
+    """Return how many channels a task takes."""
+    return max(1, min(g.C, OUTS // (g.O // g.C)))
 
 
 @borrowing
 def depthwise_shares(like, g):  # type: ignore[no-untyped-def]
     """Return among how many tasks the tiles of all images are shared out."""
-    tiles = g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like))
-    return max(1, min(tiles, ceil_div(TASKS, ceil_div(g.C, BLOCK))))
+    tiles, size = g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like)), g.O * g.Sh * g.Sw
+    return max(1, min(tiles, min(ceil_div(TASKS, ceil_div(g.C, _block(g))), PARTIALS // size)))
 
 
 @borrowing
 def grad_depthwise_tasks(like, g):  # type: ignore[no-untyped-def]
-    return ceil_div(g.C, BLOCK) * depthwise_shares(like, g)
+    return ceil_div(g.C, _block(g)) * depthwise_shares(like, g)
 
 
 @embedded
@@ -49,11 +58,11 @@ def grad_depthwise_task(  # type: ignore[no-untyped-def]
     """Write a share's sum for a block of channels: to the gradient, or to that of its share where there are several."""
     g = deform_geometry(geometry)
     size, tiles, shares = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like)), depthwise_shares(like, g)
-    taps, positions, many, blocks = g.kh * g.kw, g.Sh * g.Sw, g.O // g.C, ceil_div(g.C, BLOCK)
-    c, share = task % blocks * BLOCK, task // blocks
-    count = min(BLOCK, g.C - c)
+    taps, positions, many, blocks = g.kh * g.kw, g.Sh * g.Sw, g.O // g.C, ceil_div(g.C, _block(g))
+    c, share = task % blocks * _block(g), task // blocks
+    count = min(_block(g), g.C - c)
     row = ceil_div(positions, size) * size if g.has_kernel != 0 else taps * size  # numbers that a channel's sums take
-    plan = plan_of(like, False, like, 0, g)
+    plan = plan_of(like, ZERO, like, ZERO, g)
     samples, terms = accumulators(like, ROWS * taps * size), accumulators(like, ROWS * taps * size)
     shares_of_taps = accumulators(like, taps * size * row if g.has_kernel != 0 else 0)
     totals = np.zeros(positions if g.has_kernel != 0 else 0, np.float64)
@@ -65,7 +74,7 @@ def grad_depthwise_task(  # type: ignore[no-untyped-def]
         done = 0
         while done < count:
             run = run_of(c + done, count - done, g)
-            plan_image(plan, tile, data_offset, c + done, 0, g.H, g)
+            plan_image(plan, tile, data_offset, c + done, ZERO, g.H, g)
             plan_scope(plan, tile, kernel_offset, c + done, g)
             for v in range(tile.vectors):
                 if g.has_kernel != 0:
@@ -108,7 +117,7 @@ def _add_channels(  # type: ignore[no-untyped-def]
                 (tile.n * g.C + channel) * g.H * g.W + shift, g.H * g.W, g.dil_h * g.W, g.dil_w, terms, g,
             )  # fmt: skip
         else:
-            form_samples(plan, tile, v, x, mask, channel + low, high - low, samples, 0, size, g)
+            form_samples(plan, tile, v, x, mask, channel + low, high - low, samples, ZERO, size, g)
             finite = _form_terms(
                 plan.image.flags, tile, v, grad_out, channel, first, end, samples,
                 -low * taps * size, taps * size, g.kw * size, size, terms, g,
@@ -120,8 +129,8 @@ def _add_channels(  # type: ignore[no-untyped-def]
         elif finite:
             for panel in range(0, used, VECTORS):
                 multiply(
-                    terms, 0, taps * size, 1, shares, panel * size, row, taps * size,
-                    min(VECTORS, used - panel), plan.everywhere, 0, sums, to + first * row + panel * size, row,
+                    terms, ZERO, taps * size, ONE, shares, panel * size, row, taps * size,
+                    min(VECTORS, used - panel), plan.everywhere, ZERO, sums, to + first * row + panel * size, row,
                 )  # fmt: skip
         else:
             for k in range(ROWS):

@@ -13,7 +13,7 @@ import numpy as np
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.common.numeric import accumulators, load, store
-from dynk.kernels.common.products import CHAIN, VECTORS, ceil_div, padded, place, tile_pixels
+from dynk.kernels.common.products import CHAIN, ONE, VECTORS, ZERO, ceil_div, padded, place, tile_pixels
 from dynk.kernels.deformable.cpu_depthwise import sampled
 from dynk.kernels.deformable.cpu_grad_samples import form_grad_samples, grad_block, groups_of, room_of
 from dynk.kernels.deformable.cpu_points import CORNERS, READS, deform_geometry, is_depthwise, tile_of
@@ -63,7 +63,7 @@ def grad_image_task(  # type: ignore[no-untyped-def]
     planes = accumulators(like, 0 if g.has_data != 0 else _sets(g) * count * band)
     elements = np.zeros(held * band if g.has_data != 0 else 0, np.float64)
     turned = np.zeros(vector.lanes(like) * min(most, count) if g.has_data != 0 else 0, np.float64)
-    room, plan = room_of(min(most, count), like, g), plan_of(like, not is_depthwise(g), like, 0, g)
+    room, plan = room_of(min(most, count), like, g), plan_of(like, ZERO if is_depthwise(g) else ONE, like, ZERO, g)
     first, end = _readers(first_row, end_row, g)
     for pixel in range(first, end, tile_pixels(like)):
         tile = tile_of(n, pixel, end, like, g)

@@ -13,8 +13,10 @@ from dynk.kernels.common.compile import borrowing, embedded, inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.common.products import (
     CHAIN,
+    ONE,
     ROWS,
     VECTORS,
+    ZERO,
     ceil_div,
     load_planes,
     load_rows,
@@ -113,8 +115,8 @@ def _form_grad_columns(  # type: ignore[no-untyped-def]
         for v in range(0, tile.vectors, VECTORS):
             for row in range(0, rows, ROWS):
                 multiply(
-                    room.weights, row, 1, rows, room.grads, place(0, v, many, VECTORS, room.grads), width, many,
-                    min(VECTORS, tile.vectors - v), masks, 0, columns,
+                    room.weights, row, ONE, rows, room.grads, place(ZERO, v, many, VECTORS, room.grads), width, many,
+                    min(VECTORS, tile.vectors - v), masks, ZERO, columns,
                     place(row, v, padded(rows), VECTORS, columns), width,
                 )  # fmt: skip
 

@@ -16,7 +16,7 @@ import numpy as np
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, embedded, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
-from dynk.kernels.common.products import ceil_div, tile_pixels
+from dynk.kernels.common.products import ONE, ZERO, ceil_div, tile_pixels
 from dynk.kernels.deformable.geometry import FAR, DeformGeometry
 
 # What `Points.flags` tells of the rows; of the columns these bits are COLUMN times as high.
@@ -27,6 +27,7 @@ HIGH = 8  # there is a high position
 BELOW = 16  # there is no position below the point
 COLUMN = 32
 
+COLUMN_BITS = np.int64(COLUMN)
 READS = READ + READ * COLUMN
 MOVED = (MOVES + READ * COLUMN, READ + MOVES * COLUMN)  # where the derivatives by row and by column are
 CORNERS = (LOW + LOW * COLUMN, LOW + HIGH * COLUMN, HIGH + LOW * COLUMN, HIGH + HIGH * COLUMN)
@@ -120,12 +121,12 @@ def place_in_image(tile, data_offset, block, first_row, end_row, points, g):  # 
         if g.has_data != 0:
             start = (((tile.n * g.Gd + block) * taps + t) * 2) * plane + tile.first
             place_axis(
-                data_offset, start, 0, tile.rows, down, g.H, 0, tile.pixels,
-                points.rows, points.low_y, points.high_y, points.flags, t * width, 1, points.numbers,
+                data_offset, start, ZERO, tile.rows, down, g.H, ZERO, tile.pixels,
+                points.rows, points.low_y, points.high_y, points.flags, t * width, ONE, points.numbers,
             )  # fmt: skip
             place_axis(
-                data_offset, start + plane, 0, tile.columns, across, g.W, 0, tile.pixels,
-                points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN, points.numbers,
+                data_offset, start + plane, ZERO, tile.columns, across, g.W, ZERO, tile.pixels,
+                points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN_BITS, points.numbers,
             )  # fmt: skip
         else:
             for k in range(tile.pixels):
@@ -147,11 +148,11 @@ def place_in_scope(tile, kernel_offset, block, points, g):  # type: ignore[no-un
         _clear(points, t * width, width)
         place_axis(
             kernel_offset, start, (g.Sh - g.kh) % 2, tile.origin, down, g.Sh, g.clip, tile.pixels,
-            points.rows, points.low_y, points.high_y, points.flags, t * width, 1, points.numbers,
+            points.rows, points.low_y, points.high_y, points.flags, t * width, ONE, points.numbers,
         )  # fmt: skip
         place_axis(
             kernel_offset, start + plane, (g.Sw - g.kw) % 2, tile.origin, across, g.Sw, g.clip, tile.pixels,
-            points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN, points.numbers,
+            points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN_BITS, points.numbers,
         )  # fmt: skip
         number_points(points, t * width, tile.pixels, g.Sw)
 

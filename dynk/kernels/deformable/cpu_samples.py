@@ -14,7 +14,7 @@ import numpy as np
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, embedded, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
-from dynk.kernels.common.products import CHAIN, VECTORS, ceil_div, everywhere, place, tile_pixels
+from dynk.kernels.common.products import CHAIN, VECTORS, ZERO, ceil_div, everywhere, place, tile_pixels
 from dynk.kernels.deformable.cpu_points import (
     CORNERS,
     READS,
@@ -26,7 +26,7 @@ from dynk.kernels.deformable.cpu_points import (
     place_in_scope,
 )
 
-TURNED = 2**23  # numbers of all images that are turned at once, at most
+TURNED = 2**22  # numbers of all images that are turned at once, at most
 
 
 class Plan(NamedTuple):
@@ -47,7 +47,10 @@ class Plan(NamedTuple):
 def plan_of(like, dense, turned, first, g):  # type: ignore[no-untyped-def]
     """Return a plan of nothing yet; `dense` tells whether columns of positions are wanted."""
     size = vector.lanes(like)
-    points, shares = g.kh * g.kw * tile_pixels(like), g.kh * g.kw * g.Sh * g.Sw if dense and g.has_kernel != 0 else 0
+    points, shares = (
+        g.kh * g.kw * tile_pixels(like),
+        g.kh * g.kw * g.Sh * g.Sw if dense != 0 and g.has_kernel != 0 else 0,
+    )
     return Plan(
         new_points(like, points),
         new_points(like, points if g.has_kernel != 0 else 0),
@@ -247,12 +250,12 @@ def form_columns(  # type: ignore[no-untyped-def]
     done = 0
     while done < count:
         run = run_of(channel + done, count - done, g)
-        plan_image(plan, tile, data_offset, channel + done, 0, g.H, g)
+        plan_image(plan, tile, data_offset, channel + done, ZERO, g.H, g)
         plan_scope(plan, tile, kernel_offset, channel + done, g)
         for v in range(tile.vectors):
             to, step = place(done * rows, v, count * rows, panel, columns), panel * size
             if g.has_kernel != 0:
-                form_samples(plan, tile, v, x, mask, channel + done, run, samples, 0, size, g)
+                form_samples(plan, tile, v, x, mask, channel + done, run, samples, ZERO, size, g)
                 for c in range(run):
                     _gather_positions(plan, tile, v, samples, c * taps * size, columns, to + c * rows * step, step, g)
             else:
