@@ -276,14 +276,43 @@ def logit_shapes(draw: st.DrawFn, op: Operator) -> tuple[tuple[Any, ...], dict[s
     return (shape, draw(st.sampled_from([None, (1,)]))), {"axis": draw(st.integers(0, 2))}
 
 
+@st.composite
+def deformable_shapes(draw: st.DrawFn, op: Operator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    N, groups, large = 2, draw(st.sampled_from([1, 3, 64])), draw(st.booleans())
+    C, O = groups * draw(st.sampled_from([1, 2, 30])), groups * draw(st.sampled_from([1, 4, 5]))  # noqa: E741
+    H, W = draw(st.sampled_from([5, 40])), draw(st.sampled_from([5, 300]))
+    kh, kw, *scope = (draw(st.integers(1, 5)) for _ in range(4))
+    moves_kernel, moves_data, has_mask = (draw(st.booleans()) for _ in range(3))
+    if large:
+        groups, C, O, H, W, moves_data = 1, 1, 1, 2**15, 2**15, False  # noqa: E741
+    Gk, Gd = (draw(st.sampled_from([1, C])) for _ in range(2))
+    shapes = (
+        (N, C, H, W),
+        (O, C // groups, *(scope if moves_kernel else (kh, kw))),
+        (N, Gk, kh, kw, 2, H - kh + 1, W - kw + 1) if moves_kernel else None,
+        (N, Gd, kh, kw, 2, H - kh + 1, W - kw + 1) if moves_data else None,
+        (N, Gd, kh, kw, H - kh + 1, W - kw + 1) if has_mask else None,
+        (O,),
+    )
+    return shapes, {"groups": groups}
+
+
+@st.composite
+def resampled_shapes(draw: st.DrawFn, op: Operator) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    O, large = draw(few), draw(st.sampled_from([1, 2**14]))  # noqa: E741
+    return ((O * large, large, draw(few), 3), (8, draw(st.sampled_from([1, O])), draw(few), 3, 2)), {}
+
+
 SHAPES = {
     "adaptive_dilation_conv2d": dilated_shapes,
     "ddf": filter_shapes,
     "ddf_upsample": filter_shapes,
+    "deformable_conv2d": deformable_shapes,
     "filter_norm": norm_shapes,
     "dynamic_filter": sampled_shapes,
     "gumbel_softmax": logit_shapes,
     "ls_dfn": sampled_shapes,
+    "sample_kernel": resampled_shapes,
 }
 
 

@@ -1,4 +1,4 @@
-"""How the kernels of `scope.cu` cut a call, and what they take: depth-wise filters with kernel offsets, 32-bit indices."""
+"""How the kernels of `scope.cu` cut a call, and what they take: depth-wise filters with kernel offsets."""
 
 from __future__ import annotations
 
@@ -41,35 +41,58 @@ class Launch(NamedTuple):
 
 
 def forward(g: DeformGeometry, dtype: str, index: np.dtype[Any]) -> Launch | None:
-    """Return how to launch `deform_scope_forward`, None where it cannot take the call."""
-    ring = (g.Sh + 2) * (g.Sw + 2) * ITEMSIZE[accumulator(dtype)]
-    outputs = divide_up(min(WARPS * TURNS * OUTPUTS, _run(g)), OUTPUTS) * OUTPUTS
-    while outputs > OUTPUTS and ring * (outputs + OUTPUTS) + _of_tap(g, dtype) > SHARED:
-        outputs -= OUTPUTS
-    return _launch("forward", g, dtype, index, outputs, ring * (outputs + OUTPUTS), THREADS)
+    """Return how to launch `deform_scope_forward` for the output, None where it cannot take the call."""
+    return _with_filters(_forward(dtype, readers=False, data=bool(g.has_data)), g, dtype, index, 0)
+
+
+def backward_x(g: DeformGeometry, dtype: str, index: np.dtype[Any]) -> Launch | None:
+    """Return how to launch `deform_scope_forward` for the gradient of `x`, None where it cannot take the call."""
+    if g.has_data or g.O != g.C:
+        return None
+    return _with_filters(_forward(dtype, readers=True, data=False), g, dtype, index, 0)
+
+
+def backward_kernel(g: DeformGeometry, dtype: str, index: np.dtype[Any]) -> Launch | None:
+    """Return how to launch `deform_scope_backward_kernel`, None where it cannot take the call."""
+    if g.O != g.C:
+        return None
+    sums = 2 * WARPS * PIXELS * ITEMSIZE[accumulator(dtype)]
+    return _with_filters(_expression("backward_kernel", dtype, bool(g.has_data)), g, dtype, index, sums)
 
 
 def backward_weight(g: DeformGeometry, dtype: str, index: np.dtype[Any]) -> Launch | None:
     """Return how to launch `deform_scope_backward_weight`, None where it cannot take the call."""
     sums = g.Sh * g.Sw * WARP * ITEMSIZE[accumulator(dtype)]
     outputs = min(WARPS * TURNS, _run(g), (SHARED - _of_tap(g, dtype)) // sums)
-    if outputs > WARPS:  # the same number for each warp
-        outputs -= outputs % WARPS if outputs < _run(g) else 0
+    if WARPS < outputs < _run(g):
+        outputs -= outputs % WARPS  # the same number for each warp
     if g.Sh * g.Sw > MAX_SCOPE or outputs < 1:
         return None
-    return _launch("backward_weight", g, dtype, index, outputs, sums * outputs, min(WARPS, outputs) * WARP)
+    expression = _expression("backward_weight", dtype, bool(g.has_data))
+    return _launch(expression, g, index, outputs, sums * outputs, _of_tap(g, dtype), min(WARPS, outputs) * WARP)
+
+
+def _with_filters(
+    expression: str, g: DeformGeometry, dtype: str, index: np.dtype[Any], more_of_tap: int
+) -> Launch | None:
+    """Return how to launch a kernel that has filters, its table and some more bytes of each tap in shared memory."""
+    ring = (g.Sh + 2) * (g.Sw + 2) * ITEMSIZE[accumulator(dtype)]
+    of_tap = _of_tap(g, dtype) + more_of_tap
+    outputs = divide_up(min(WARPS * TURNS * OUTPUTS, _run(g)), OUTPUTS) * OUTPUTS
+    while outputs > OUTPUTS and ring * (outputs + OUTPUTS) + of_tap > SHARED:
+        outputs -= OUTPUTS
+    return _launch(expression, g, index, outputs, ring * (outputs + OUTPUTS), of_tap, THREADS)
 
 
 def _launch(
-    name: str, g: DeformGeometry, dtype: str, index: np.dtype[Any], outputs: int, taken: int, threads: int
+    expression: str, g: DeformGeometry, index: np.dtype[Any], outputs: int, taken: int, of_tap: int, threads: int
 ) -> Launch | None:
-    taps = min(g.kh * g.kw, (SHARED - taken) // _of_tap(g, dtype))
+    taps = min(g.kh * g.kw, (SHARED - taken) // of_tap)
     plain = g.groups == g.C and g.has_kernel and index == np.int32 and g.kh * g.kw <= CHAIN
     if not plain or taps < 1 or outputs < min(LEAST_OUTPUTS, _run(g)):
         return None
     blocking = Blocking(_run(g), outputs, taps)
-    shared = taken + taps * _of_tap(g, dtype)
-    return Launch(_expression(name, dtype, bool(g.has_data)), blocking, blocking.blocks(g), threads, shared)
+    return Launch(expression, blocking, blocking.blocks(g), threads, taken + taps * of_tap)
 
 
 def _run(g: DeformGeometry) -> int:
@@ -82,15 +105,21 @@ def _of_tap(g: DeformGeometry, dtype: str) -> int:
     return PIXELS * ((9 if g.has_data else 5) * ITEMSIZE[accumulator(dtype)] + 8)
 
 
+def _forward(dtype: str, *, readers: bool, data: bool) -> str:
+    return f"deform_scope_forward<{ELEMENT[dtype]}, {str(readers).lower()}, {str(data).lower()}>"
+
+
 def _expression(name: str, dtype: str, data: bool) -> str:
     return f"deform_scope_{name}<{ELEMENT[dtype]}, {str(data).lower()}>"
 
 
 def instantiations() -> list[tuple[str, str]]:
     """Return (source, name expression) of every kernel that may be asked for."""
-    return [
-        (SOURCE, _expression(name, dtype, data))
-        for name in ("forward", "backward_weight")
-        for dtype in ELEMENT
-        for data in (False, True)
-    ]
+    found = []
+    for dtype in ELEMENT:
+        expressions = [_forward(dtype, readers=True, data=False)]
+        for data in (False, True):
+            expressions.append(_forward(dtype, readers=False, data=data))
+            expressions += [_expression(name, dtype, data) for name in ("backward_kernel", "backward_weight")]
+        found += [(SOURCE, expression) for expression in expressions]
+    return found

@@ -9,47 +9,54 @@
 
 using namespace dynk;
 
-// columns[channel of the part, position in the scope, pixel of the part]: a thread has a pixel of a channel. Its positions
-// are added up in shared memory, a row of threads for each, or in place where no shared memory is given.
+// columns[channel, position in the scope, pixel of the part]: a thread has a pixel and up to `each` channels of the `run` that
+// lie in the same blocks of offsets. Its positions are added up in shared memory, a row of threads for each, or in place where
+// no shared memory is given.
 template <typename T, typename Index>
 __global__ void __launch_bounds__(256, 1)
     deform_columns(const T* __restrict__ x, const T* __restrict__ kernel_offset, const T* __restrict__ data_offset,
                    const T* __restrict__ mask, accumulator<T>* __restrict__ columns, DeformGeometry<Index> g,
-                   Part<Index> part, Index in_shared) {
+                   Part<Index> part, Index run, Index each, Index in_shared) {
     using Acc = accumulator<T>;
     extern __shared__ __align__(16) unsigned char memory[];
     const Operands<T, Index> operands{g, x, nullptr, kernel_offset, data_offset, mask};
     long long rest = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     const Index number = Index(take(rest, (long long)part.pixels));
-    if (rest >= part.channels) return;
-    const Index c = part.first_channel + Index(rest), block = operands.data_block(c);
+    const Index within = Index(take(rest, (long long)divide_up(run, each))) * each;
+    if (rest >= g.C / run) return;
+    const Index first = Index(rest) * run + within, count = run - within < each ? run - within : each;
     const Pixel<Index> pixel(g, part.first + number);
-    Acc* column = columns + Index(rest) * g.scope() * part.pixels + number;
+    const Index data_block = operands.data_block(first), kernel_block = operands.kernel_block(first);
+    Acc* column = columns + first * g.scope() * part.pixels + number;
     Acc* sums = in_shared ? reinterpret_cast<Acc*>(memory) + threadIdx.x : column;
     const Index step = in_shared ? Index(blockDim.x) : part.pixels;
-    for (Index k = 0; k < g.scope(); ++k) sums[k * step] = 0;
+    for (Index k = 0; k < count * g.scope(); ++k) sums[k * step] = 0;
     for (Index t = 0; t < g.taps(); ++t) {
-        const auto data = operands.data_point(pixel, block, t);
-        if (!data.read()) continue;
-        const Acc sample = operands.mask_of(pixel, block, t) * data.value(operands.image(pixel.n, c));
-        if (!g.has_kernel) {
-            sums[t * step] = sample;
-            continue;
-        }
-        const auto kernel = operands.kernel_point(pixel, operands.kernel_block(c), t);
-        if (kernel.read() && kernel.unknown()) sums[0] = nan("");
-        if (!kernel.read() || kernel.unknown()) continue;
+        const auto data = operands.data_point(pixel, data_block, t);
+        const auto kernel = operands.kernel_point(pixel, kernel_block, t);
+        if (!data.read() || !kernel.read()) continue;
+        const Acc shade = operands.mask_of(pixel, data_block, t);
+        for (Index c = 0; c < count; ++c) {
+            const Acc sample = shade * data.value(operands.image(pixel.n, first + c));
+            Acc* own = sums + c * g.scope() * step;
+            if (!g.has_kernel) {
+                own[t * step] = sample;
+                continue;
+            }
+            if (kernel.unknown()) {
+                own[0] = nan("");
+                continue;
+            }
 #pragma unroll
-        for (int a = 0; a < 2; ++a) {
-#pragma unroll
-            for (int b = 0; b < 2; ++b) {
+            for (int k = 0; k < 4; ++k) {
+                const int a = k / 2, b = k % 2;
                 if (!kernel.has(a, b)) continue;
-                sums[((kernel.y.cell + a) * g.Sw + kernel.x.cell + b) * step] += kernel.weight(a, b) * sample;
+                own[((kernel.y.cell + a) * g.Sw + kernel.x.cell + b) * step] += kernel.weight(a, b) * sample;
             }
         }
     }
     if (in_shared) {
-        for (Index k = 0; k < g.scope(); ++k) column[k * part.pixels] = sums[k * step];
+        for (Index k = 0; k < count * g.scope(); ++k) column[k * part.pixels] = sums[k * step];
     }
 }
 

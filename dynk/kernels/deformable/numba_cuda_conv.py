@@ -74,7 +74,7 @@ class _Call(NamedTuple):
 def deformable_conv2d_forward(
     runtime: Any, plan: Plan, x: Any, weight: Any, kernel_offset: Any, data_offset: Any, mask: Any, bias: Any, out: Any
 ) -> None:
-    """Run DK Eq. 11 on flat arrays; None where one is absent. The workspace is columns, at most COLUMNS bytes."""
+    """Run DK Eq. 11 on flat arrays; None where one is absent. The workspace is columns: COLUMNS bytes at most."""
     call = _call(runtime, plan, x, weight, kernel_offset, data_offset, mask, bias)
     g, numbers = call.g, tuple(call.g)
     if _is_depthwise(g):
@@ -109,7 +109,10 @@ def deformable_conv2d_backward(
     grad_mask: Any,
     grad_bias: Any,
 ) -> None:
-    """Write the gradients that are not None. The workspace is less than WORKSPACE bytes."""
+    """Write the gradients that are not None.
+
+    The workspace is less than WORKSPACE bytes, unless the columns of a single pixel or its samples exceed their part.
+    """
     call = _call(runtime, plan, x, weight, kernel_offset, data_offset, mask, bias)
     g = call.g
     of_columns = any(a is not None for a in (grad_x, grad_kernel_offset, grad_data_offset, grad_mask))
@@ -200,6 +203,7 @@ def _make_columns(call: _Call, memory: tuple[Any, Any], begin: int, count: int) 
 
 
 def _lanes(units: int, terms: int) -> int:
+    """Return how many threads share each of so many sums."""
     return 1 if units >= ENOUGH else lanes_for(terms)
 
 
@@ -220,7 +224,7 @@ def _backward_data(
     g, absent = call.g, call.runtime.absent(call.dtype)
     units = g.Gd * g.kh * g.kw * count
     lanes = _lanes(units, g.C // g.Gd)
-    wanted = (grad_offset is not None, grad_mask is not None)
+    wanted = (int(grad_offset is not None), int(grad_mask is not None))
     outputs = [absent if gradient is None else gradient for gradient in (grad_offset, grad_mask)]
     arrays = (call.x, call.weight, call.kernel_offset, call.data_offset, call.mask, grad_columns, *outputs)
     args = (grad_out, *arrays, *wanted, tuple(g), begin, count, lanes)
@@ -233,7 +237,7 @@ class _GradX:
     def __init__(self, call: _Call, grad_x: Any, most: int) -> None:
         g, workspace = call.g, call.runtime.workspace
         self._call, self._grad_x = call, grad_x
-        self._is_cut = most < g.N * g.Ho * g.Wo
+        self._is_cut = int(most < g.N * g.Ho * g.Wo)
         if g.has_data:
             samples = g.Gd * g.kh * g.kw * most
             images = min(g.N, -(-most // (g.Ho * g.Wo)) + 1)
@@ -280,7 +284,7 @@ class _GradWeight:
         _make_columns(call, memory, begin, count)
         slot = self._number % self._slots * self._parts
         arrays = (call.x, call.kernel_offset, call.data_offset, call.mask, memory[0], self._partial)
-        args = (grad_out, *arrays, tuple(g), begin, count, slot, self._parts, self._number >= self._slots)
+        args = (grad_out, *arrays, tuple(g), begin, count, slot, self._parts, int(self._number >= self._slots))
         self._number += 1
         if _is_depthwise(g):
             threads = self._parts * self._size * self._lanes

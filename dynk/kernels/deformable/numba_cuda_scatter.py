@@ -2,8 +2,9 @@
 
 A sample sends its gradient to the four neighbours of its point. The samples of a chunk of output pixels, numbered
 (block * T + tap) * count + p, are listed by cell: counted, given a place, and put in order within their list by the
-number of smaller ones there. A pixel of the image then adds up the lists of the four cells around it. Integer atomics
-alone are used, and where lists lie, which varies from run to run, enters no result.
+number of smaller ones there, work that grows with the square of a list's length but is every thread's own. A pixel of
+the image then adds up the lists of the four cells around it. Integer atomics alone are used, and where lists lie, which
+varies from run to run, enters no result.
 
 A cell is a number modulo how many lists there are, so that their memory is bounded: who reads a list skips samples of
 other cells. `lists` holds the length of each, where it starts, how many samples it was given and, at the end, how many

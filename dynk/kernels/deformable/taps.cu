@@ -50,9 +50,14 @@ __global__ void __launch_bounds__(256, 1)
     const auto data = operands.data_point(pixel, tap.block, tap.t);
     const Acc shade = operands.mask_of(pixel, tap.block, tap.t);
     const Index channels = g.C / g.Gd;
+    Index kernel_block = -1;
+    Point<Acc, Index> kernel;
     Chains<Acc, 3, 3> sums;
     for (Index c = tap.block * channels + threadIdx.z; c < (tap.block + 1) * channels; c += blockDim.z) {
-        const auto kernel = operands.kernel_point(pixel, operands.kernel_block(c), tap.t);
+        if (operands.kernel_block(c) != kernel_block) {
+            kernel_block = operands.kernel_block(c);
+            kernel = operands.kernel_point(pixel, kernel_block, tap.t);
+        }
         if (kernel.read()) {
             const Acc grad = gradient.tap(pixel, kernel, c, tap.t);
             const auto image = operands.image(pixel.n, c);
@@ -87,12 +92,18 @@ __global__ void __launch_bounds__(256, 1)
     const Pixel<Index> pixel(g, tap.number);
     const auto kernel = operands.kernel_point(pixel, tap.block, tap.t);
     const Index channels = g.C / g.Gk;
+    Index data_block = -1;
+    Point<Acc, Index> data;
+    Acc shade;
     Chains<Acc, 2, 3> sums;
     for (Index c = tap.block * channels + threadIdx.z; c < (tap.block + 1) * channels; c += blockDim.z) {
-        const Index block = operands.data_block(c);
-        const auto data = operands.data_point(pixel, block, tap.t);
+        if (operands.data_block(c) != data_block) {
+            data_block = operands.data_block(c);
+            data = operands.data_point(pixel, data_block, tap.t);
+            shade = operands.mask_of(pixel, data_block, tap.t);
+        }
         if (data.read()) {
-            const Acc sample = operands.mask_of(pixel, block, tap.t) * data.value(operands.image(pixel.n, c));
+            const Acc sample = shade * data.value(operands.image(pixel.n, c));
             if (kernel.moves_y()) sums.chain[0] += sample * gradient.slope_y(pixel, kernel, c);
             if (kernel.moves_x()) sums.chain[1] += sample * gradient.slope_x(pixel, kernel, c);
         }
@@ -245,8 +256,8 @@ __device__ __forceinline__ void each_reader(const Operands<T, Index>& operands, 
     }
 }
 
-// Each thread gathers CHANNELS elements of a position. Where the pixels come in several parts, `carried` holds the sums over
-// those before; `more` says that this is not the last.
+// Each thread gathers CHANNELS elements of a position. Where the pixels come in several parts, the sums over those before are
+// in `carried`, or in the gradient itself if that is null; `more` says that this part is not the last.
 template <typename T, typename Index, bool DENSE>
 __global__ void __launch_bounds__(256, 1)
     deform_backward_x(const T* __restrict__ grad_out, const T* __restrict__ weight, const T* __restrict__ kernel_offset,
@@ -290,12 +301,13 @@ __global__ void __launch_bounds__(256, 1)
     for (int k = 0; k < EACH; ++k) {
         if (k >= held) break;
         Acc sum = sums.sum(k);
-        const Index at = ((first - part.first_channel + k) * listing.rows + row) * g.W + x;
-        if (listing.first_pixel > 0) sum += carried[at];
-        if (more) {
-            carried[at] = sum;
+        T* element = grad_x + (n * g.C + first + k) * g.plane() + y * g.W + x;
+        Acc* before = carried + ((first - part.first_channel + k) * listing.rows + row) * g.W + x;
+        if (listing.first_pixel > 0) sum += carried ? *before : load(element);
+        if (carried && more) {
+            *before = sum;
         } else {
-            store(grad_x + (n * g.C + first + k) * g.plane() + y * g.W + x, sum);
+            store(element, sum);
         }
     }
 }
