@@ -40,6 +40,7 @@ _OPERATORS, _FAMILIES, _CUDA = "tests/test_operators.py", "tests/test_decoupled.
 _COMMON, _TILED = "tests/test_cuda_common.py", "tests/test_cuda_tiles.py"
 _SAMPLED, _CUDA_SAMPLED = "tests/test_sampled.py", "tests/test_cuda_sampled.py"
 _DILATED, _CUDA_DILATED = "tests/test_dilated.py", "tests/test_cuda_dilated.py"
+_DEFORMED, _CUDA_DEFORMABLE = "tests/test_deformable.py", "tests/test_cuda_deformable.py"
 _GUMBEL, _CUDA_GUMBEL = "tests/test_gumbel_softmax.py", "tests/test_cuda_gumbel.py"
 _NORM_TESTS = (
     "deviation or equal_taps or huge or offset or axes or broadcast or parameters or side_by_side or dimensions"
@@ -66,6 +67,8 @@ _CPU_DYNAMIC = _cpu(
 )
 _CPU_SAMPLES = _cpu("ls_dfn", "equal and reference", _SAMPLED, "not dynamic_filter", "several_chains", "mean or max")
 _CPU_DILATION = _cpu("adaptive_dilation", "smoke", _DILATED, "not library", "several_chains", "True")
+_CPU_DEFORMED = _cpu("deformable", "smoke", _DEFORMED, "not without_offsets", "torchvision", "33")
+_CPU_SAMPLE_KERNEL = _cpu("sample_kernel", "smoke", _DEFORMED, "sampled_kernel", "torchvision", "33")
 _CPU_DRAWS: tuple[Selection, ...] = (
     (_OPERATORS, "-k", "smoke and cpu-float32 and gumbel"),
     (_GUMBEL, "-k", "(cpu-float32 or choice or uniforms) and not torch and not jax"),
@@ -106,6 +109,14 @@ _DRAWS: tuple[Selection, ...] = (
     (_CUDA_GUMBEL, "-k", "not (reference or published)"),
     (_CUDA_GUMBEL, "-k", "reference"),
 )
+_DEFORMABLE: tuple[Selection, ...] = (
+    (_CUDA_DEFORMABLE, "-k", "groups_and_strides or kernel_sizes"),
+    (_CUDA_DEFORMABLE, "-k", "several_tiles or staged or one_cell or empty_batch or workspace or lists"),
+    (_CUDA_DEFORMABLE, "-k", "needed or share_it or order or 64_bit or bounds or depthwise"),
+    (_CUDA_DEFORMABLE, "-k", "reference"),
+)
+_SCOPES: tuple[Selection, ...] = ((_CUDA_DEFORMABLE, "-k", "shared_memory or in_turn"), *_DEFORMABLE)
+_SAMPLE_KERNEL: tuple[Selection, ...] = (_DEFORMABLE[-1],)
 # By the end of a source's name: what runs against its mutants, one after the other.
 STAGES: dict[str, tuple[Selection, ...]] = {
     **{f"decoupled/cpu_norm{part}.py": _CPU_NORM for part in ("", "_rows", "_runs", "_vectors")},
@@ -120,8 +131,16 @@ STAGES: dict[str, tuple[Selection, ...]] = {
         f"dilated/cpu_{part}.py": _CPU_DILATION
         for part in ("columns", "depthwise", "forward", "grad_columns", "grad_weight", "products", "tiles")
     },
-    "dense.cu": _DILATION,
-    "depthwise.cu": _DILATION,
+    "deformable/cpu.py": (*_CPU_DEFORMED, *_CPU_SAMPLE_KERNEL),
+    "deformable/cpu_sample_kernel.py": _CPU_SAMPLE_KERNEL,
+    "deformable/cpu_points.py": (*_CPU_DEFORMED, *_CPU_SAMPLE_KERNEL),
+    **{
+        f"deformable/cpu_{part}.py": _CPU_DEFORMED
+        for part in ("dense", "depthwise", "samples", "tables", *(f"grad_{of}" for of in ("dense", "depthwise")))
+    },
+    **{f"deformable/cpu_grad_{part}.py": _CPU_DEFORMED for part in ("image", "points", "samples")},
+    "dilated/dense.cu": _DILATION,
+    "dilated/depthwise.cu": _DILATION,
     "dilation.cuh": _DILATION,
     "gumbel_softmax.cu": _DRAWS,
     "philox.cuh": _DRAWS,
@@ -132,6 +151,11 @@ STAGES: dict[str, tuple[Selection, ...]] = {
     "backward.cu": _SAMPLES,
     "shared_taps.cu": _SAMPLES,
     "sampled.cuh": _SAMPLES,
+    **{f"deformable/{name}": _DEFORMABLE for name in ("dense.cu", "depthwise.cu", "taps.cu", "deformable.cuh")},
+    "deformable/scope.cu": _SCOPES,
+    "deformable/scope.cuh": _SCOPES,
+    "deformable/sample_kernel.cu": _SAMPLE_KERNEL,
+    **{f"cuda_{name}.cuh": (*_DILATION[:2], *_DEFORMABLE[:2]) for name in ("bias", "products")},
     "ddf.cuh": (*_FILTERS, *_TILES),
     "tiles.cuh": _TILES,
     ".cuh": ((_COMMON,), *_FILTERS[:1], *_NORM[:2], *_FILTERS[1:], *_NORM[2:]),
