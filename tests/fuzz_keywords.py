@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import fuzz_dlpack
@@ -174,11 +175,13 @@ def unfit_outputs(call: Call, shape: tuple[int, ...]) -> fuzz_values.Thunks:
         thunks |= fuzz_values.torch_tensors_of_core(torch.zeros(small, dtype=getattr(torch, call.dtype)))
     if call.kind == "DLPack":
         thunks |= fuzz_dlpack.dlpack_producers(read_only)
-    if not call.size and shape:
+    if not call.size and math.prod(shape) > 1:
         thunks["strided"] = lambda: convert(np.zeros((*shape[:-1], 2 * shape[-1]), call.dtype)[..., ::2], call.kind)
-        thunks["transposed"] = lambda: convert(np.zeros((*shape[:-1], shape[-1] + 1), call.dtype)[..., 1:], call.kind)
+        if math.prod(shape[:-1]) > 1:  # a part of a single row is contiguous
+            rows = (*shape[:-1], shape[-1] + 1)
+            thunks["with gaps"] = lambda: convert(np.zeros(rows, call.dtype)[..., 1:], call.kind)
         if call.kind == "NumPy":
-            thunks["reversed"] = lambda: np.zeros(shape, call.dtype)[::-1, ..., ::-1]
+            thunks["reversed"] = lambda: np.flip(np.zeros(shape, call.dtype))
     return thunks
 
 

@@ -103,17 +103,17 @@ dynk.filter_norm = filter_norm
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "warm_up", "said"),
     [
-        ("import os; os.abort()", "exit status -6 at call "),
-        ("import numpy; return numpy.ones(1 << 28)", "raised MemoryError: Unable to allocate"),
+        ("import os; os.abort()", 0, "exit status -6 at call "),
+        ("import numpy; return numpy.empty(1 << 30)", 300, "raised MemoryError: Unable to allocate"),
     ],
     ids=["crash", "memory"],
 )
-def test_a_planted_crash_is_found(fault: str, said: str, tmp_path: Path) -> None:
+def test_a_planted_crash_is_found(fault: str, warm_up: int, said: str, tmp_path: Path) -> None:
     progress = tmp_path / "progress"
-    planted = f"import fuzz_worker; fuzz_worker.WARM_UP = 0\n{PLANT.format(fault=fault)}"
-    wrong = failures("dynk", 20, run_worker("dynk", 20, progress, planted), progress)
+    planted = f"import fuzz_worker; fuzz_worker.WARM_UP = {warm_up}\n{PLANT.format(fault=fault)}"
+    wrong = failures("dynk", 60, run_worker("dynk", 60, progress, planted), progress)
     assert said in wrong
     assert "dynk.filter_norm of" in wrong
 

@@ -189,7 +189,7 @@ def test_only_needed_gradients_are_computed(argument: int, slots: str) -> None:
     gradient = jax.grad(lambda *a: (dynk_jax.ddf(*a) ** 2).sum(), argument)
     lowered = jax.jit(gradient).lower(*arrays(X, SPATIAL, CHANNEL)).as_text()
     assert lowered.count("custom_call @dynk_ddf_backward_float32") == 1
-    assert f"slots = dense<[{slots}]>" in lowered
+    assert f"slots = dense<[{slots}, " in lowered
 
 
 def test_forward_mode_is_refused() -> None:
