@@ -11,6 +11,7 @@ from dynk.kernels.common.products import (
     ROWS,
     VECTORS,
     ZERO,
+    add_to,
     ceil_div,
     load_rows,
     multiply,
@@ -69,9 +70,12 @@ def dense_task(  # type: ignore[no-untyped-def]
                         totals, place(row, v, padded(rows), VECTORS, totals), VECTORS * size,
                     )  # fmt: skip
         else:
+            chains, sums = accumulators(like, totals.size), accumulators(like, totals.size)
             for k in range(count):
                 plan_image(plan, tile, data_offset, channel + k, ZERO, g.H, g)
-                _multiply_read(plan, tile, weights, columns, k, count, totals, rows, g)
+                _multiply_read(plan, tile, weights, columns, k, count, chains, sums, rows, g)
+            add_to(sums, chains)
+            add_to(totals, sums)
     for row in range(rows):
         to = (n * g.O + o + row) * g.Ho * g.Wo + tile.first
         for v in range(tile.vectors):
@@ -82,21 +86,24 @@ def dense_task(  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _multiply_read(plan, tile, weights, columns, k, channels, totals, rows, g):  # type: ignore[no-untyped-def]
-    """Add the products of the weights with a channel's columns, where its taps are read: of weights not all finite."""
+def _multiply_read(plan, tile, weights, columns, k, channels, chains, sums, rows, g):  # type: ignore[no-untyped-def]
+    """Add the products of the weights with a channel's columns, where its taps are read: of weights not all finite.
+
+    In the order of `multiply`, whose chains go on from channel to channel: what is finite is the same to the bit.
+    """
     size, taps = vector.lanes(columns), g.kh * g.kw
     flags = plan.image.flags
     for v in range(tile.vectors):
         at = place(k * taps, v, channels * taps, VECTORS, columns)
         for row in range(rows):
-            to = place(row, v, padded(rows), VECTORS, totals)
-            total = vector.load(totals, to)
-            for first in range(0, taps, CHAIN):
-                chain = vector.zeros(columns, 0)
-                for t in range(first, min(first + CHAIN, taps)):
-                    factor = vector.broadcast(weights, (row * channels + k) * taps + t)
-                    product = vector.fma(factor, vector.load(columns, at + t * VECTORS * size), chain)
-                    read = vector.flagged(columns, flags, t * tile.rows.size + v * size, READS)
-                    chain = vector.where(read, product, chain)
-                total = vector.add(chain, total)
-            vector.store(totals, to, total)
+            to = place(row, v, padded(rows), VECTORS, sums)
+            chain, total = vector.load(chains, to), vector.load(sums, to)
+            for t in range(taps):
+                if (k * taps + t) % CHAIN == 0:
+                    chain, total = vector.zeros(columns, 0), vector.add(chain, total)
+                factor = vector.broadcast(weights, (row * channels + k) * taps + t)
+                product = vector.fma(factor, vector.load(columns, at + t * VECTORS * size), chain)
+                read = vector.flagged(columns, flags, t * tile.rows.size + v * size, READS)
+                chain = vector.where(read, product, chain)
+            vector.store(chains, to, chain)
+            vector.store(sums, to, total)

@@ -112,11 +112,14 @@ def grad_dense_task(  # type: ignore[no-untyped-def]
 
 @borrowing
 def _add_read(image, tile, t, columns, row, grads, vectors, sums, rows):  # type: ignore[no-untyped-def]
-    """Add the products of a row of columns with grad_out at the pixels whose tap is read: of what is not all finite."""
+    """Add the products of a row of columns with grad_out at the pixels whose tap is read: of what is not all finite.
+
+    In the order of `multiply`: what is finite of them is the same to the bit.
+    """
     width = tile.rows.size
     for v in range(vectors):
         to = place(row, v, rows, VECTORS, sums)
-        total = vector.load(sums, to)
+        total = vector.zeros(sums, 0)
         for first in range(0, tile.pixels, CHAIN):
             chain = vector.zeros(columns, 0)
             for pixel in range(first, min(first + CHAIN, tile.pixels)):
@@ -124,4 +127,4 @@ def _add_read(image, tile, t, columns, row, grads, vectors, sums, rows):  # type
                     grad = vector.load(grads, place(pixel, v, width, VECTORS, grads))
                     chain = vector.fma(vector.broadcast(columns, row * width + pixel), grad, chain)
             total = vector.add(chain, total)
-        vector.store(sums, to, total)
+        vector.store(sums, to, vector.add(vector.load(sums, to), total))

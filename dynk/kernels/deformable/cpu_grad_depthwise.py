@@ -7,11 +7,9 @@ positions of the scope that the tap reads there, which are those of all channels
 
 from __future__ import annotations
 
-import numpy as np
-
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, embedded
-from dynk.kernels.common.numeric import accumulators, load, store
+from dynk.kernels.common.numeric import accumulators, fill, load, store
 from dynk.kernels.common.products import (
     CHAIN,
     ONE,
@@ -65,7 +63,7 @@ def grad_depthwise_task(  # type: ignore[no-untyped-def]
     plan = plan_of(like, ZERO, like, ZERO, g)
     samples, terms = accumulators(like, ROWS * taps * size), accumulators(like, ROWS * taps * size)
     shares_of_taps = accumulators(like, taps * size * row if g.has_kernel != 0 else 0)
-    totals = np.zeros(positions if g.has_kernel != 0 else 0, np.float64)
+    totals = accumulators(like, 2 * positions if g.has_kernel != 0 else 0)
     recent = accumulators(like, (count * many + ROWS) * row)
     total = accumulators(like, recent.size)
     for k in range(g.N * tiles * share // shares, g.N * tiles * (share + 1) // shares):
@@ -200,15 +198,27 @@ def _share_of(scope, point, corner, g):  # type: ignore[no-untyped-def]
 
 @embedded
 def _add_row(scope, tile, v, terms, start, totals, sums, to, g):  # type: ignore[no-untyped-def]
-    """Add the products of a channel's terms, not all of them finite, with the weights of the positions read."""
-    size, width, taps = vector.lanes(terms), tile.rows.size, g.kh * g.kw
-    for position in range(totals.size):
+    """Add the products of a channel's terms, not all of them finite, with the weights of the positions read.
+
+    In the order of `multiply`: what is finite of the sums is the same to the bit.
+    """
+    size, width, taps, positions = vector.lanes(terms), tile.rows.size, g.kh * g.kw, totals.size // 2
+    fill(totals, 0)  # the chain of each position, then the sum of its chains
+    for k in range(taps * size):
+        if k % CHAIN == 0:
+            _merge(totals, positions)
+        for corner in range(4):
+            position, share = _share_of(scope, k // size * width + v * size + k % size, corner, g)
+            if position >= 0:
+                totals[position] += share * terms[start + k]
+    _merge(totals, positions)
+    for position in range(positions):
+        sums[to + position] += totals[positions + position]
+
+
+@borrowing
+def _merge(totals, positions):  # type: ignore[no-untyped-def]
+    """Add chains to their sums, and begin new ones."""
+    for position in range(positions):
+        totals[positions + position] += totals[position]
         totals[position] = 0
-    for t in range(taps):
-        for lane in range(size):
-            for corner in range(4):
-                position, share = _share_of(scope, t * width + v * size + lane, corner, g)
-                if position >= 0:
-                    totals[position] += share * terms[start + t * size + lane]
-    for position in range(totals.size):
-        sums[to + position] += totals[position]
