@@ -55,7 +55,11 @@ class Case:
     def fill(self, given: Any) -> list[Any]:
         entries = iter(given)
         return [
-            None if s is None else coordinates(s).to(given[0].dtype) if name in self.constants else next(entries)
+            None
+            if s is None
+            else coordinates(s).to(given[0].device, given[0].dtype)
+            if name in self.constants
+            else next(entries)
             for name, s in zip(self.names, self.shapes, strict=True)
         ]
 
