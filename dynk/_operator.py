@@ -57,7 +57,7 @@ class PlanFunction(Protocol):
     def __call__(self, function: str, shapes: Shapes, dtypes: Dtypes, options: Options, /) -> Plan: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Operator:
     """One differentiable operator.
 
@@ -116,6 +116,9 @@ class Operator:
     integers: frozenset[str] = field(default=frozenset())
     coordinates: frozenset[str] = field(default=frozenset())
     check_values: Callable[[str, Plan, tuple[Any, ...]], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<operator {self.name}>"
 
     def check_inputs(self, direction: str, plan: Plan, inputs: tuple[Any, ...]) -> None:
         """Check the values of what a launch on the CPU reads: the arrays, after grad_out for "backward"."""

@@ -210,7 +210,17 @@ def test_stores_round_as_scalars_do(dtype):
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "lanes"), [(0, 3, {0, 1, 2}), (-5, 1, {0}), (2, 2, set()), (4, 3, set()), (14, 40, {14, 15})]
+    ("first", "last", "lanes"),
+    [
+        (0, 3, {0, 1, 2}),
+        (-5, 1, {0}),
+        (2, 2, set()),
+        (4, 3, set()),
+        (14, 40, {14, 15}),
+        (66, 70, set()),
+        (65, 2**40 + 3, set()),
+        (-(2**40), 2**40, set(range(16))),
+    ],
 )
 def test_between(first, last, lanes):
     for function in (vector.between, numba.njit(lambda a, b: vector.between(a, b))):

@@ -3,11 +3,12 @@
 The bound. Every value dynk computes is a sum of products. With `magnitude` the sum of the absolute values of its terms
 and the sum formed in an accumulation type of spacing eps,
 
-    |error| <= ERROR_FACTOR * eps(accumulator) * magnitude + eps(dtype) * |expected| + smallest(dtype)
+    |error| <= ERROR_FACTOR * eps(accumulator) * magnitude + eps(dtype) * |expected| + smallest(dtype) + normal
 
 The first term is the rounding of the sum: n roundings in a chain err by at most 2*sqrt(n) half-spacings but with
 negligible probability (Higham & Mary, 2019), and no kernel adds more than 64 terms in one chain before it merges
-chains, so ERROR_FACTOR is 8. The second is the single rounding of the result to its dtype, the third its underflow. The
+chains, so ERROR_FACTOR is 8. The second is the single rounding of the result to its dtype, the third its underflow, the
+last the accumulation type's smallest normal number, below which some runtimes (XLA's) have the processor flush to 0. The
 bound so scales with the condition of the sum and is the same for every operator, shape and backend; nothing in it is
 fitted.
 """
@@ -24,6 +25,7 @@ from dynk._operator import Operator, Plan
 from dynk.kernels.common.dtypes import EPS, LARGEST, SMALLEST, STORAGE, accumulator, narrow, widen
 
 ERROR_FACTOR = 8.0
+UNDERFLOW = {dtype: SMALLEST[dtype] + float(np.finfo(accumulator(dtype)).tiny) for dtype in SMALLEST}
 
 
 def assert_close(
@@ -68,7 +70,7 @@ def assert_close(
     terms = np.broadcast_to(np.asarray(magnitude, np.float64), want.shape)
     inner = accumulator(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        bound = ERROR_FACTOR * EPS[inner] * terms + EPS[dtype] * np.abs(want) + SMALLEST[dtype]
+        bound = ERROR_FACTOR * EPS[inner] * terms + EPS[dtype] * np.abs(want) + UNDERFLOW[dtype]
         # A sum whose terms leave the range may overflow on the way, a result at its end may round to infinity.
         overflow = ~(terms * (1 + ERROR_FACTOR * EPS[inner]) < LARGEST[inner]) & np.isfinite(want)
         overflow |= ~(np.abs(want) + bound < LARGEST[dtype]) & np.isfinite(want)

@@ -67,8 +67,8 @@ def lanes(array: Any) -> Any:
 @register_jitable
 def between(first: Any, last: Any) -> Any:
     """Return the mask of the lanes first <= l < last; both may lie outside the vector."""
-    first, last = max(first, 0), max(last, 0)
-    return 0 if last <= first else (1 << min(last, 32)) - (1 << first)
+    first, last = min(max(first, 0), 32), min(max(last, 0), 32)  # a shift by 64 or more would be one by the remainder
+    return 0 if last <= first else (1 << last) - (1 << first)
 
 
 @lowered(vector_llvm.shift, _index)

@@ -210,10 +210,13 @@ __global__ void __launch_bounds__(MANY_THREADS<Index>, 1)
                     store(grad_sample_attention + (plane_of * g.grid + sample) * g.plane + pixel, grad);
                 }
                 if (grad_position_attention != nullptr && taken) {
+                    const Acc weight = gradients.weighted(g, filters, plane_of, sample, pixel);
+                    total *= weight;
                     if (g.is_shared(g.centre)) {
-                        total += filters.shared(g, plane_of, g.centre, pixel) * channel_sum[image * g.plane + here];
+                        const Acc sum = channel_sum[image * g.plane + here];
+                        total += weight * filters.shared(g, plane_of, g.centre, pixel) * sum;
                     }
-                    of_centre.chain[0] += gradients.weighted(g, filters, plane_of, sample, pixel) * total;
+                    of_centre.chain[0] += total;
                     of_centre.step();
                 }
             }
