@@ -13,6 +13,9 @@ from bench.registry import Call
 
 _PRESSURE = Path("/proc/pressure/cpu")
 _BUSY_SHARE = 0.03  # of a sample's time that some process may have waited for a core
+# Seconds of calls before each sample: woken threads share a core with others, of this process too, for milliseconds
+# before the system moves them, and are half as fast until then.
+_WARM = 0.01
 LEAST = 3  # samples that every contender gets
 _MOST_TRIES = 3  # samples that may be taken for each clean one that is wanted
 
@@ -51,7 +54,7 @@ def interleave(
 
     Each has the same share of the budget; a call too slow for its share is sampled three times.
     """
-    repeats = {name: max(1, int(sample_ms / 1e3 / max(clock(call, 1), 1e-7))) for name, call in calls.items()}
+    once = {name: max(clock(call, 1), 1e-7) for name, call in calls.items()}
     samples = {name: Samples() for name in calls}
     spent = dict.fromkeys(calls, 0.0)
     names = list(calls)
@@ -59,7 +62,10 @@ def interleave(
         for name in names:
             time.sleep(0.003)  # the threads of the contender before go to sleep
             start = time.perf_counter()
-            sample(samples[name], partial(clock, calls[name], repeats[name]))
+            if once[name] < _WARM:
+                clock(calls[name], int(_WARM / once[name]))
+            repeats = max(1, int(sample_ms / 1e3 / once[name]))
+            sample(samples[name], partial(clock, calls[name], repeats))
             spent[name] += time.perf_counter() - start
         names = [
             name for name in reversed(names) if _wanting(samples[name], rounds, spent[name] < budget_s / len(calls))

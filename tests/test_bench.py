@@ -137,7 +137,7 @@ def test_samples_of_a_busy_machine_are_counted_apart(monkeypatch):
 def test_only_the_disturbed_sample_is_rejected(monkeypatch):
     looks = itertools.chain([0, 0, 0, 10**7, 10**7], itertools.repeat(10**7))
     monkeypatch.setattr(timing, "pressure", lambda: next(looks))
-    times = iter([0.0, 1.0, 50.0, 2.0, 3.0])  # the first tells how often to repeat
+    times = iter([0.0, 7.0, 1.0, 7.0, 50.0, 7.0, 2.0, 7.0, 3.0])  # the first tells how often to repeat, the 7s warm up
     samples = timing.interleave({"a": Call(lambda _: ())}, clock=lambda call, repeats: next(times), rounds=3)["a"]
     assert (samples.clean, samples.rejected) == ([1.0, 2.0, 3.0], [50.0])
     assert samples.summary()["median_ms"] == 2000
