@@ -71,7 +71,7 @@ _CPU_DEFORMED = _cpu("deformable", "smoke", _DEFORMED, "not without_offsets", "t
 _CPU_SAMPLE_KERNEL = _cpu("sample_kernel", "smoke", _DEFORMED, "sampled_kernel", "zeros", "zeros")
 _CPU_DRAWS: tuple[Selection, ...] = (
     (_OPERATORS, "-k", "smoke and cpu-float32 and gumbel"),
-    (_GUMBEL, "-k", "(cpu-float32 or choice or uniforms) and not torch and not jax"),
+    (_GUMBEL, "-k", "(cpu-float32 or choice) and not torch and not jax"),
     (_OPERATORS, "-k", "equal and reference and (cpu-float32 or cpu-float64) and gumbel"),
 )
 _SOME_FILTERS = "filters_equal and (float32 or float16)"
