@@ -41,6 +41,8 @@ FORMS: dict[str, tuple[Any, ...]] = {
     "DK, dense": (2, 5, 7, (7, 8), (4, 4), (3, 3), 1, 0, False, {"padding": 1, "stride": (1, 2)}),
     "DK, grouped": (1, 6, 4, (7, 8), (2, 3), (3, 2), 3, 0, False, {"padding": 2, "groups": 2, "dilation": (2, 1)}),
     "DK, a scope of one": (1, 2, 3, (4, 5), (1, 1), (1, 1), 1, 0, False, {}),
+    "DK, 72 taps": (1, 2, 2, (10, 9), (9, 8), (9, 8), 1, 0, False, {"padding": 4}),
+    "DK, 72 taps, depth-wise": (1, 4, 4, (10, 9), (9, 8), (9, 8), 1, 0, False, {"padding": 4, "groups": 4}),
     "DCN": (2, 4, 5, (6, 9), (3, 3), (3, 3), 0, 1, False, {"padding": 1}),
     "DCN v2": (2, 6, 4, (8, 9), (3, 2), (3, 2), 0, 3, True, {"padding": (1, 0), "stride": (2, 1), "groups": 2}),
     "DCN, depth-wise": (1, 4, 4, (8, 9), (3, 3), (3, 3), 0, 2, True, {"padding": 2, "dilation": 2, "groups": 4}),

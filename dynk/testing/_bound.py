@@ -8,9 +8,9 @@ and the sum formed in an accumulation type of spacing eps,
 The first term is the rounding of the sum: n roundings in a chain err by at most 2*sqrt(n) half-spacings but with
 negligible probability (Higham & Mary, 2019), and no kernel adds more than 64 terms in one chain before it merges
 chains, so ERROR_FACTOR is 8. The second is the single rounding of the result to its dtype, the third its underflow, the
-last the accumulation type's smallest normal number, below which some runtimes (XLA's) have the processor flush to 0. The
-bound so scales with the condition of the sum and is the same for every operator, shape and backend; nothing in it is
-fitted.
+last the accumulation type's smallest normal number, below which some runtimes (XLA's) have the processor flush to 0.
+The bound so scales with the condition of the sum and is the same for every operator, shape and backend; nothing in it
+is fitted.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from typing import Any
 
 import numba
 
+from dynk.kernels.common.lowering import KernelCompiler, PartCompiler
+
 # Numba is typed in part only.
 njit: Any = numba.njit
 config: Any = numba.config
@@ -23,9 +25,12 @@ _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {
 _OTHER_SOURCES = ("cupy", "numba_cuda", "reference", "run_")
 
 
+_PART = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": PartCompiler}
+
+
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile a function that only kernels call; LLVM inlines it where that pays."""
-    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    return njit(**_PART)(function)
 
 
 def borrowing(function: Callable[..., Any]) -> Any:
@@ -33,7 +38,7 @@ def borrowing(function: Callable[..., Any]) -> Any:
 
     Those it is passed are not counted as new references, which would cost more than a short loop.
     """
-    return njit(_nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    return njit(_nrt=False, **_PART)(function)
 
 
 def embedded(function: Callable[..., Any]) -> Any:
@@ -41,7 +46,7 @@ def embedded(function: Callable[..., Any]) -> Any:
 
     Not for inner loops: arrays passed to it are counted as new references.
     """
-    return njit(inline="always", no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    return njit(inline="always", **_PART)(function)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -62,17 +67,18 @@ def serial(dispatcher: Any) -> Any:
 
 
 def _cached(function: Callable[..., Any], parallel: bool) -> Any:
+    options = _OPTIONS | {"parallel": parallel, "pipeline_class": KernelCompiler}
     try:
-        dispatcher = njit(parallel=parallel, cache=True, **_OPTIONS)(function)
+        dispatcher = njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to write a cache to
-        return njit(parallel=parallel, **_OPTIONS)(function)
+        return njit(**options)(function)
     if dispatcher is function:  # the compiler is off
         return function
     # Numba takes machine code for stale when the entry point's file changed; make it look at all sources, and at
     # the one flag from the environment that its key leaves out.
     index: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if not hasattr(index, "_source_stamp"):  # an unknown Numba: rather compile anew than run stale code
-        return njit(parallel=parallel, **_OPTIONS)(function)
+        return njit(**options)(function)
     index._source_stamp = (index._source_stamp, sources_digest(), config.BOUNDSCHECK)
     return dispatcher
 

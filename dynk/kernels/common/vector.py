@@ -168,6 +168,17 @@ def store(array: Any, i: Any, value: Any) -> None:
     _each(write, i, value)
 
 
+@lowered(vector_llvm.stream, _nothing)
+def stream(array: Any, i: Any, value: Any, past: Any) -> None:
+    """Write as `store` does, but past the caches if `past` is not 0 and the place is aligned; `drain` must follow."""
+    store(array, i, value)
+
+
+@lowered(vector_llvm.drain, _nothing)
+def drain() -> None:
+    """Wait until what was written past the caches is seen by every thread."""
+
+
 @lowered(vector_llvm.store_where, _nothing)
 def store_where(array: Any, i: Any, step: Any, value: Any, mask: Any) -> None:
     """Write every `step`-th element from `i` on, in the lanes that `mask` includes."""

@@ -16,6 +16,7 @@ from dynk.kernels.common.compile import config
 LANES = {"float32": 16, "float64": 8}  # 64 bytes
 
 _WORD = ir.IntType(64)
+_PIECE = 16  # bytes of a write past the caches, and their alignment: that of any allocator
 
 
 class VectorType(types.Type):
@@ -284,6 +285,31 @@ def store(context: Any, builder: Any, kinds: Any, values: Any) -> None:
     _check(context, builder, array, data, i, ir.Constant(_WORD, 1), _lanes_of(value.type.count))
     pointer = _vector_pointer(context, builder, array, data, i, value.type.count)
     builder.store(_narrowed(builder, array, value), pointer, align=_storage(array)[2])
+
+
+def stream(context: Any, builder: Any, kinds: Any, values: Any) -> None:
+    array, (data, i, value, past) = kinds[0], values
+    _check(context, builder, array, data, i, ir.Constant(_WORD, 1), _lanes_of(value.type.count))
+    stored = _narrowed(builder, array, value)
+    pointer = _vector_pointer(context, builder, array, data, i)
+    place = builder.and_(builder.ptrtoint(pointer, _WORD), ir.Constant(_WORD, _PIECE - 1))
+    aligned = builder.icmp_unsigned("==", place, ir.Constant(_WORD, 0))
+    streamed = builder.and_(builder.icmp_signed("!=", past, ir.Constant(_WORD, 0)), aligned)
+    with builder.if_else(streamed) as (then, otherwise):
+        with then:
+            count = _PIECE * 8 // array.dtype.bitwidth
+            first = builder.bitcast(pointer, ir.VectorType(stored.type.element, count).as_pointer())
+            hint = builder.module.add_metadata([_i32(1)])
+            for k in range(stored.type.count // count):
+                lanes = _integers(list(range(k * count, (k + 1) * count)))
+                piece = builder.shuffle_vector(stored, stored, lanes)
+                builder.store(piece, builder.gep(first, [_i32(k)]), align=_PIECE).set_metadata("nontemporal", hint)
+        with otherwise:
+            builder.store(stored, pointer, align=_storage(array)[2])
+
+
+def drain(context: Any, builder: Any, kinds: Any, values: Any) -> None:
+    builder.fence("seq_cst")
 
 
 def store_where(context: Any, builder: Any, kinds: Any, values: Any) -> None:

@@ -29,6 +29,8 @@ from dynk.kernels.decoupled.cpu_sweep import (
 )
 
 CHAIN = 64  # terms that are added one to the other
+# A result that is larger is written past the caches, which would have to read it first and could not keep it.
+STREAM_BYTES = 32 << 20
 
 
 @embedded
@@ -51,6 +53,7 @@ def sum_band(  # type: ignore[no-untyped-def]
         fill(filters, 1)
     if g.has_channel == 0:
         fill(weights, 1)
+    past = 1 if result.size * result.itemsize > STREAM_BYTES else 0
     c = c0
     while c < c1:
         if g.has_spatial != 0 and (c == c0 or c % share == 0):
@@ -60,7 +63,9 @@ def sum_band(  # type: ignore[no-untyped-def]
         if g.has_channel != 0:
             _gather_weights(n * g.C + c, number, channel, weights, taps, sub_pixels, g)
         if number == 1:
-            _sums(0, count, n, c, (0,), values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, g)
+            _sums(
+                0, count, n, c, (0,), values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past, g
+            )
             c += 1
             continue
         pack, start = (0, 1, 2, 3), (n * g.C + c) * planes[0]
@@ -71,16 +76,22 @@ def sum_band(  # type: ignore[no-untyped-def]
             end -= 1
         if side == 3:
             _sums_3x3(
-                begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, g
-            )
+                begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past,
+                g
+            )  # fmt: skip
         elif side == 5:
             _sums_5x5(
-                begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, g
-            )
+                begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past,
+                g
+            )  # fmt: skip
         for v0, v1 in ((0, begin), (end, count)):
             if v0 < v1:
-                _sums(v0, v1, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, g)
+                _sums(
+                    v0, v1, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past,
+                    g
+                )  # fmt: skip
         c += 4
+    vector.drain()
 
 
 @inlined
@@ -130,7 +141,7 @@ def _channel_sums(side: int):  # type: ignore[no-untyped-def]
 
     @inlined
     def sums(  # type: ignore[no-untyped-def]
-        begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, g
+        begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past, g
     ):
         fields, masks = tables
         count, size = side * side if side > 0 else taps.size // TAP, vector.lanes(values)
@@ -188,15 +199,15 @@ def _channel_sums(side: int):  # type: ignore[no-untyped-def]
                         low, high = vector.zipped(even, total, 0), vector.zipped(even, total, 1)
                         start = vector.shift(to, pq // 2 * sub_row)
                         if full:
-                            vector.store(result, start, low)
-                            vector.store(result, vector.shift(start, size), high)
+                            vector.stream(result, start, low, past)
+                            vector.stream(result, vector.shift(start, size), high, past)
                         else:
                             rest = vector.pick(fields, v * FIELDS + UPPER)
                             vector.store_where(result, start, 1, low, vector.pick(fields, v * FIELDS + LOWER))
                             vector.store_where(result, vector.shift(start, size), 1, high, rest)
                     even = total
                 elif full and sweep.result_step == 1:
-                    vector.store(result, to, total)
+                    vector.stream(result, to, total, past)
                 else:
                     sub_pixel = pq // g.scale * sub_row + pq % g.scale if sub_pixels > 1 else 0
                     mask = vector.pick(fields, v * FIELDS + POSITIONS)

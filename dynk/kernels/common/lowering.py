@@ -1,0 +1,105 @@
+"""How Numba's compiler makes machine code of a CPU kernel: once, of all that the kernel holds.
+
+By itself Numba optimises every function and makes machine code of it, then does so again for each that calls it, and
+for each of the three functions it makes of a parallel loop. That takes two to three times as long and changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba.core import codegen, compiler, compiler_machinery, typed_passes
+
+# Numba is typed in part only.
+JITCodeLibrary: Any = codegen.JITCodeLibrary
+CompilerBase: Any = compiler.CompilerBase
+DefaultPassBuilder: Any = compiler.DefaultPassBuilder
+NativeLowering: Any = typed_passes.NativeLowering
+NativeParforLowering: Any = typed_passes.NativeParforLowering
+register_pass: Any = compiler_machinery.register_pass
+
+
+class PartLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """Code that is only ever linked into other code.
+
+    It is neither optimised nor made machine code by itself: a kernel does both once, with all that it holds.
+    """
+
+    @property
+    def codegen(self) -> Any:
+        return WithoutEngine(self._codegen)
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class KernelLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """The code of a kernel. Parts come unoptimised: inlining them all leaves work for another round."""
+
+    def _optimize_final_module(self) -> None:
+        super()._optimize_final_module()
+        super()._optimize_final_module()
+
+
+class WithoutEngine:
+    """The code generator of a library that the execution engine does not know."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+    def set_env(self, env_name: str, env: Any) -> None:
+        pass
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class PartLowering(NativeLowering):  # type: ignore[misc]
+    """Lowers a function that only kernels call."""
+
+    _name = "dynk_part_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        return bool(super().run_pass(state))
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class KernelLowering(NativeParforLowering):  # type: ignore[misc]
+    """Lowers a kernel; the functions that Numba makes of its parallel loops are parts of it."""
+
+    _name = "dynk_kernel_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        generator = state.targetctx.codegen()
+        state.library = KernelLibrary(generator, state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        generator._library_class = PartLibrary  # hides that of its class; the compiler's lock is held
+        try:
+            return bool(super().run_pass(state))
+        finally:
+            del generator._library_class
+
+
+class PartCompiler(CompilerBase):  # type: ignore[misc]
+    lowering: type = PartLowering
+
+    def define_pipelines(self) -> list[Any]:
+        pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        usual = (NativeLowering, NativeParforLowering)
+        pipeline.passes = [(self.lowering if step in usual else step, says) for step, says in pipeline.passes]
+        pipeline._finalized = False
+        pipeline.finalize()
+        return [pipeline]
+
+
+class KernelCompiler(PartCompiler):
+    lowering = KernelLowering
