@@ -22,7 +22,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TESTS = [f"tests/test_{name}.py" for name in ("operators", "decoupled", "cuda_c", "numba_cuda")]
+_FAMILIES = ("decoupled", "sampled", "dilated", "deformable")
+_CUDA = ("cuda_c", "cuda_tiles", "cuda_sampled", "cuda_dilated", "cuda_gumbel", "cuda_deformable", "numba_cuda")
+TESTS = [f"tests/test_{name}.py" for name in ("operators", *_FAMILIES, *_CUDA)]
 TALLY = "DYNK_SOAK_TALLY"  # names the file in which the plugin leaves its counts
 
 _cases = 0
