@@ -329,6 +329,22 @@ def test_a_nan_offset_reaches_its_own_pixel_alone(lane: Lane, argument: str, gro
     assert bits(offsets) == bits(offsets_before)
 
 
+@each_lane
+@pytest.mark.parametrize(("argument", "groups"), [("kernel_offset", 2), ("data_offset", 1), ("data_offset", 2)])
+def test_between_equal_values_the_slope_is_0(lane: Lane, argument: str, groups: int) -> None:
+    """Exactly, however the shares of the values are rounded: times an infinite gradient it is NaN."""
+    equal, points = (lambda *shape: rounded(np.full(shape, 1 / 3), lane.dtype)), (1, 1, 1, 1, 2, 5, 20)
+    offset = rounded(np.random.default_rng(0).uniform(0.01, 0.99, points), lane.dtype)
+    if argument == "kernel_offset":
+        arrays = normal(lane.dtype, 1, 2, 5, 20), equal(2, 2 // groups, 3, 3), offset, None, None, None
+    else:
+        arrays = equal(1, 2, 5, 20), normal(lane.dtype, 2, 2 // groups, 1, 1), None, offset, None, None
+    call = Call(DEFORMABLE_CONV2D, arrays, {"groups": groups, "kernel_size": 1})
+    gradients = lane.backward(call, normal(lane.dtype, 1, 2, 5, 20))
+    gradient = values(gradients[DEFORMABLE_CONV2D.arrays.index(argument)])
+    assert not (gradient if argument == "kernel_offset" else gradient[..., :-1, :-1]).any()
+
+
 @pytest.mark.parametrize("lane", [p for p in each_lane.args[1] if p.id in ("cpu-float32", "reference-float32")])
 def test_points_are_exact_in_images_of_any_size(lane: Lane) -> None:
     """Where float32 no longer holds every pixel's number, an offset of a quarter is still one."""

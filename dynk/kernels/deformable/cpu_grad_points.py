@@ -34,7 +34,7 @@ from dynk.kernels.deformable.cpu_samples import (
     rows_of,
     run_of,
 )
-from dynk.kernels.deformable.cpu_tables import add_slopes, neighbours, reads_as_it_is
+from dynk.kernels.deformable.cpu_tables import add_slopes, neighbours, reads_as_it_is, slopes_of
 
 
 @borrowing
@@ -96,8 +96,8 @@ def grad_points_task(  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _slope_shares(points, at):  # type: ignore[no-untyped-def]
-    """Return what the four positions around some points count in the derivatives by row and by column."""
+def _slope_weights(points, at):  # type: ignore[no-untyped-def]
+    """Return the `ends` and `sides` of some points, as `slopes_of` takes them."""
     low_y, high_y = vector.load(points.low_y, at), vector.load(points.high_y, at)
     low_x, high_x = vector.load(points.low_x, at), vector.load(points.high_x, at)
     numbers = points.numbers
@@ -109,9 +109,7 @@ def _slope_shares(points, at):  # type: ignore[no-untyped-def]
     before_x = vector.fma(low_x, zero, before_x)
     after_y = vector.where(vector.flagged(numbers, points.flags, at, HIGH), one, zero)
     after_x = vector.where(vector.flagged(numbers, points.flags, at, HIGH * COLUMN), one, zero)
-    by_row = vector.mul((before_y, before_y, after_y, after_y), (low_x, high_x, low_x, high_x))
-    by_column = vector.mul((before_x, after_x, before_x, after_x), (low_y, low_y, high_y, high_y))
-    return by_row, by_column
+    return (before_y, after_y, before_x, after_x), (low_x, high_x, low_y, high_y)
 
 
 @borrowing
@@ -123,7 +121,7 @@ def _add_image(plan, tile, v, x, mask, channel, count, samples, sums, g):  # typ
     for t in range(taps):
         at = t * width + v * size
         corners, shares = vector.flagged(samples, image.flags, at, CORNERS), corner_shares(image, at)
-        by_row, by_column = _slope_shares(image, at)
+        ends, sides = _slope_weights(image, at)
         down = across = both = zero
         factor = zero
         if g.has_mask != 0:
@@ -135,8 +133,7 @@ def _add_image(plan, tile, v, x, mask, channel, count, samples, sums, g):  # typ
                 starts = (here, here + 1, here + g.W, here + g.W + 1)
                 values = vector.gather(x, starts, image.elements, at, corners)
                 (value,) = vector.dot(values, shares, (zero,))
-                (slope,) = vector.dot(values, by_row, (zero,))
-                (other,) = vector.dot(values, by_column, (zero,))
+                slope, other = slopes_of(values, ends, sides)
                 product = grad
                 if g.has_mask != 0:
                     product = vector.mul(grad, factor)
@@ -170,7 +167,7 @@ def _add_scope(  # type: ignore[no-untyped-def]
     for t in range(taps):
         at = t * width + v * size
         corners = vector.flagged(samples, scope.flags, at, CORNERS)
-        by_row, by_column = _slope_shares(scope, at)
+        ends, sides = _slope_weights(scope, at)
         down = across = zero
         if tables.size > 0 and many == 1:
             start, first = tile.n * g.C + channel, tile.first + v * size
@@ -179,12 +176,12 @@ def _add_scope(  # type: ignore[no-untyped-def]
             if reads_as_it_is(tables, tile, g):
                 shift = (t // g.kw * g.dil_h - g.pad_h) * g.W + t % g.kw * g.dil_w - g.pad_w
                 down, across = add_slopes(
-                    scope.places, at, by_row, by_column, tables, channel, count, grad_out, here,
+                    scope.places, at, ends, sides, tables, channel, count, grad_out, here,
                     x, start * g.H * g.W + first + shift, g.H * g.W, there, g,
                 )  # fmt: skip
             else:
                 down, across = add_slopes(
-                    scope.places, at, by_row, by_column, tables, channel, count, grad_out, here,
+                    scope.places, at, ends, sides, tables, channel, count, grad_out, here,
                     samples, t * size, taps * size, there, g,
                 )  # fmt: skip
         else:
@@ -194,8 +191,7 @@ def _add_scope(  # type: ignore[no-untyped-def]
                     here = place(c * rows_of(g), v, padded(count * rows_of(g)), VECTORS, columns)
                     starts = (here, here + step, here + g.Sw * step, here + (g.Sw + 1) * step)
                     values = vector.gather(columns, starts, places, at, corners)
-                    (slope,) = vector.dot(values, by_row, (slope,))
-                    (other,) = vector.dot(values, by_column, (other,))
+                    slope, other = slopes_of(values, ends, sides)
                 else:
                     end = (channel + c + 1) * many
                     for first in range((channel + c) * many, end, CHAIN):
@@ -205,8 +201,7 @@ def _add_scope(  # type: ignore[no-untyped-def]
                             grad = vector.load_where(grad_out, here, 1, inside)
                             starts = vector.shift(neighbours(g), o * g.Sh * g.Sw)
                             values = vector.gather(weight, starts, scope.elements, at, corners)
-                            (by_y,) = vector.dot(values, by_row, (zero,))
-                            (by_x,) = vector.dot(values, by_column, (zero,))
+                            by_y, by_x = slopes_of(values, ends, sides)
                             chain_y, chain_x = vector.fma(grad, by_y, chain_y), vector.fma(grad, by_x, chain_x)
                         slope, other = vector.add(chain_y, slope), vector.add(chain_x, other)
                 down, across = vector.fma(sample, slope, down), vector.fma(sample, other, across)

@@ -80,16 +80,23 @@ def _corner(points, t, corner, g):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _slopes(points, t, corner):  # type: ignore[no-untyped-def]
-    """Return what a position counts in the derivatives by row and by column."""
-    flags = points.flags[t]
-    by_row = points.high_x[t] if corner % 2 == 1 else points.low_x[t]
-    by_column = points.high_y[t] if corner >= 2 else points.low_y[t]
-    if corner < 2 and flags & BELOW == 0:
-        by_row = -by_row
-    if corner % 2 == 0 and flags & (BELOW * COLUMN) == 0:
-        by_column = -by_column
+def _slopes(points, t, weight, start, g):  # type: ignore[no-untyped-def]
+    """Return the derivatives of a kernel's sample by row and by column; differences first, 0 between equal values."""
+    flags, nothing = points.flags[t], points.low_y[t] * 0
+    up_left, up_right = _value(points, t, 0, weight, start, g), _value(points, t, 1, weight, start, g)
+    down_left, down_right = _value(points, t, 2, weight, start, g), _value(points, t, 3, weight, start, g)
+    end_y = nothing + (1 if flags & BELOW != 0 else -1)
+    end_x = nothing + (1 if flags & (BELOW * COLUMN) != 0 else -1)
+    by_row = points.low_x[t] * (end_y * up_left + down_left) + points.high_x[t] * (end_y * up_right + down_right)
+    by_column = points.low_y[t] * (end_x * up_left + up_right) + points.high_y[t] * (end_x * down_left + down_right)
     return by_row, by_column
+
+
+@borrowing
+def _value(points, t, corner, weight, start, g):  # type: ignore[no-untyped-def]
+    """Return what stands at one of the four positions around a point, 0 if there is none."""
+    position, share = _corner(points, t, corner, g)
+    return load(weight, start + position) if position >= 0 else share * 0
 
 
 @inlined
@@ -139,13 +146,7 @@ def grad_offset_task(task, grad_out, weight, kernel_offset, grad_offset, like, g
     for t in range(taps):
         by_row = by_column = np.float64(points.low_y[t] * points.low_x[t]) * 0  # NaN where a coordinate is
         for k in range(block * kernels, (block + 1) * kernels):
-            slope = other = points.low_y[t] * 0
-            for corner in range(4):
-                position, _ = _corner(points, t, corner, g)
-                if position >= 0:
-                    value = load(weight, k * scope + position)
-                    row_share, column_share = _slopes(points, t, corner)
-                    slope, other = slope + row_share * value, other + column_share * value
+            slope, other = _slopes(points, t, weight, k * scope, g)
             grad = load(grad_out, (n * g.O * g.I + k) * taps + t)
             by_row, by_column = by_row + grad * slope, by_column + grad * other
         flags, to = points.flags[t], (task * taps + t) * 2

@@ -111,8 +111,23 @@ def spread_grads(plan, tile, grad_out, tables, c, count, planes, to, band, g):  
 
 
 @borrowing
+def slopes_of(values, ends, sides):  # type: ignore[no-untyped-def]
+    """Return the derivatives by row and by column of the values around some points.
+
+    `ends` are what the values before and after a point count in their difference, by row and by column, `sides` what
+    the two differences along each count. The differences come first: those between equal values are 0.
+    """
+    up, down = (values[0], values[1]), (values[2], values[3])
+    left, right = (values[0], values[2]), (values[1], values[3])
+    by_row = vector.fma((ends[0], ends[0]), up, vector.mul((ends[1], ends[1]), down))
+    by_column = vector.fma((ends[2], ends[2]), left, vector.mul((ends[3], ends[3]), right))
+    first = vector.mul((sides[0], sides[2]), (by_row[0], by_column[0]))
+    return vector.fma((sides[1], sides[3]), (by_row[1], by_column[1]), first)
+
+
+@borrowing
 def add_slopes(  # type: ignore[no-untyped-def]
-    places, at, by_row, by_column, tables, c, count, grad_out, grad_at, samples, sample_at, sample_step, read, g
+    places, at, ends, sides, tables, c, count, grad_out, grad_at, samples, sample_at, sample_step, read, g
 ):
     """Return what some channels give to the gradients of a tap's offsets of the kernel."""
     zero, pixels = vector.zeros(tables, 0), g.Ho * g.Wo
@@ -121,7 +136,7 @@ def add_slopes(  # type: ignore[no-untyped-def]
     for k in range(count):
         kernel = vector.load(tables, vector.shift(neighbours(g), (c + k) * step))
         values = vector.looked_up(kernel, places, (at, at, at, at))
-        slopes = vector.dot(values, by_row, (zero,))[0], vector.dot(values, by_column, (zero,))[0]
+        slopes = slopes_of(values, ends, sides)
         grad = vector.load_where(grad_out, grad_at + k * pixels, 1, read)
         sample = vector.load_where(samples, sample_at + k * sample_step, 1, read)
         down, across = vector.fma(vector.mul(grad, slopes), sample, (down, across))

@@ -86,14 +86,25 @@ struct Point {
     }
     template <typename At>
     __device__ __forceinline__ Acc slope_y(At at) const {
-        return sum(moves_y(), at, [&](int a, int b) { return a ? x.weight(b) : -x.weight(b); });
+        return slope(moves_y(), [&](int b) { return x.weight(b) * difference(at, 0, b, 1, b); });
     }
     template <typename At>
     __device__ __forceinline__ Acc slope_x(At at) const {
-        return sum(moves_x(), at, [&](int a, int b) { return b ? y.weight(a) : -y.weight(a); });
+        return slope(moves_x(), [&](int a) { return y.weight(a) * difference(at, a, 0, a, 1); });
     }
 
   private:
+    // Differences first: those between equal values are 0.
+    template <typename Side>
+    __device__ __forceinline__ Acc slope(bool there, Side side) const {
+        if (!there) return 0;
+        return unknown() ? Acc(nan("")) : side(0) + side(1);
+    }
+    template <typename At>
+    __device__ __forceinline__ Acc difference(At at, int a, int b, int next_a, int next_b) const {
+        const Acc after = has(next_a, next_b) ? at(y.cell + next_a, x.cell + next_b) : Acc(0);
+        return has(a, b) ? after - at(y.cell + a, x.cell + b) : after;
+    }
     template <typename At, typename Weight>
     __device__ __forceinline__ Acc sum(bool there, At at, Weight weight) const {
         if (!there) return 0;

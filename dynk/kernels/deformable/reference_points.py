@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,32 +78,47 @@ class Points:
 
     def values(self, array: Array) -> Array:
         """Return the bilinear values, 0 where the point is not read."""
-        return self._sum(array, self.read, None)
+        return self._sum(array, self.read)
 
     def slopes(self, array: Array) -> tuple[tuple[Array, Flags], ...]:
-        """Return the derivatives of `values` by each coordinate, and where there are any."""
+        """Return the derivatives of `values` by each coordinate, and where there are any.
+
+        The differences of neighbours are formed first, so that those between equal ones are 0.
+        """
         there = self.y.moves & self.x.read, self.y.read & self.x.moves
-        return tuple((self._sum(array, there[along], along), there[along]) for along in (0, 1))
+        return tuple((np.where(there[along], self._slope(array, along), 0.0), there[along]) for along in (0, 1))
 
     def add(self, array: Array, terms: Array, taken: Flags) -> None:
         """Add the gradient of `values` to that of the array it read, where `taken`."""
-        for rows, columns, inside, weight in self._corners(None):
-            index = np.broadcast_arrays(*self.lead, rows, columns, inside & taken & self.read, weight * terms)
-            *places, taken_here, shares = (a.ravel() for a in index)
-            np.add.at(array, tuple(place[taken_here] for place in places), shares[taken_here])
+        for row, weight_y, _ in self.y.neighbours:
+            for column, weight_x, _ in self.x.neighbours:
+                inside, place = self._places(row, column)
+                taken_here = inside & taken & self.read
+                index = np.broadcast_arrays(*self.lead, *place, taken_here, weight_y * weight_x * terms)
+                *places, chosen, shares = (a.ravel() for a in index)
+                np.add.at(array, tuple(at[chosen] for at in places), shares[chosen])
 
-    def _sum(self, array: Array, there: Flags, along: int | None) -> Array:
+    def _slope(self, array: Array, along: int) -> Array:
+        own, other = (self.y, self.x) if along == 0 else (self.x, self.y)
+        total: Any = 0.0
+        for beside, weight, _ in other.neighbours:
+            places = [(at, beside, end) if along == 0 else (beside, at, end) for at, _, end in own.neighbours]
+            total = total + weight * sum(self._terms(array, *place) for place in places)
+        return np.where(self.unknown, np.nan, total)
+
+    def _sum(self, array: Array, there: Flags) -> Array:
         total = sum(
-            np.where(inside, weight * array[(*self.lead, rows, columns)], 0.0)
-            for rows, columns, inside, weight in self._corners(along)
+            self._terms(array, row, column, weight_y * weight_x)
+            for row, weight_y, _ in self.y.neighbours
+            for column, weight_x, _ in self.x.neighbours
         )
-        total = np.where(self.unknown, np.nan, total)
-        return np.where(there, total, 0.0)
+        return np.where(there, np.where(self.unknown, np.nan, total), 0.0)
 
-    def _corners(self, along: int | None) -> Iterator[tuple[Any, Any, Flags, Any]]:
-        """Yield (row, column, inside, weight) of each neighbour, or the derivative of the weight along an axis."""
-        for row, weight_y, slope_y in self.y.neighbours:
-            for column, weight_x, slope_x in self.x.neighbours:
-                inside = (row >= 0) & (row < self.y.extent) & (column >= 0) & (column < self.x.extent)
-                weight = (slope_y if along == 0 else weight_y) * (slope_x if along == 1 else weight_x)
-                yield row.clip(0, self.y.extent - 1), column.clip(0, self.x.extent - 1), inside, weight
+    def _terms(self, array: Array, row: Any, column: Any, weight: Any) -> Array:
+        """Return the weighted values of one neighbour, 0 where it is outside."""
+        inside, place = self._places(row, column)
+        return np.where(inside, weight * array[(*self.lead, *place)], 0.0)
+
+    def _places(self, row: Any, column: Any) -> tuple[Flags, tuple[Any, Any]]:
+        inside = (row >= 0) & (row < self.y.extent) & (column >= 0) & (column < self.x.extent)
+        return inside, (row.clip(0, self.y.extent - 1), column.clip(0, self.x.extent - 1))
