@@ -120,6 +120,9 @@ class Operator:
     def __repr__(self) -> str:
         return f"<operator {self.name}>"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # what IPython and hypothesis print; by themselves they would list every field
+
     def check_inputs(self, direction: str, plan: Plan, inputs: tuple[Any, ...]) -> None:
         """Check the values of what a launch on the CPU reads: the arrays, after grad_out for "backward"."""
         if self.check_values is not None:

@@ -185,6 +185,7 @@ def test_reference_gradients_are_central_differences(op: Operator, data: st.Data
     call = draw_call(data, op, "float64", layouts=False, small=True)
     assume(not call.options.get("hard"))  # its gradient is that of the soft output
     call = call.with_arrays(*(_smooth(op, name, a, data) for name, a in zip(op.arrays, call.arrays, strict=True)))
+    assume(not _has_kinks(call))
     grad_out = rounded(np.random.default_rng(0).standard_normal(call.plan.out_shape), "float64")
     gradients, magnitudes = call.expected_backward(grad_out)
     for k, (array, gradient, magnitude) in enumerate(zip(call.arrays, gradients, magnitudes, strict=True)):
@@ -210,6 +211,17 @@ def _smooth(op: Operator, name: str, array: Any, data: st.DataObject) -> Any:
     if name in op.coordinates:
         return rng.integers(-3, 3, array.shape) + rng.choice([0.25, 0.75], array.shape)
     return ((rng.permutation(array.size) + 1.0) * rng.choice([-1.0, 1.0], array.size)).reshape(array.shape)
+
+
+def _has_kinks(call: Call) -> bool:
+    """Return whether the largest of an output's samples are so near that a step may change which it is."""
+    if call.options.get("reduce") != "max" or call.options["samples"] == 1:
+        return False
+    samples, sizes = Call(call.op, call.arrays, {**call.options, "reduce": "none"}).expected_forward()
+    samples, sizes = (a.reshape(a.shape[0], a.shape[1] ** 2, *a.shape[3:]) for a in (samples, sizes))
+    near = samples.max(1, keepdims=True) - samples <= 2.0**-12 * sizes.max(1, keepdims=True)
+    # Samples without terms are 0 whatever moves.
+    return bool(((near.sum(1) > 1) & (near & (sizes > 0)).any(1)).any())
 
 
 def _moved(call: Call, k: int, step: Any) -> Call:
