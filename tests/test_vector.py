@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import numba
 import numpy as np
 import pytest
@@ -207,6 +209,34 @@ def test_stores_round_as_scalars_do(dtype):
 
     out = agree(convert, values, np.zeros(16, STORAGE[dtype]))[1]
     np.testing.assert_array_equal(widen(out, dtype), widen(narrow(values.astype(np.float64), dtype), dtype))
+
+
+def streamed(source, out, first, past):
+    for k in range(2):
+        vector.stream(out, first + k * vector.lanes(out), vector.load(source, k * vector.lanes(out)), past)
+    vector.drain()
+
+
+@each_dtype
+@pytest.mark.parametrize("past", [0, 1])
+@pytest.mark.parametrize("first", range(9))
+def test_writes_past_the_caches_are_the_same(dtype, past, first):
+    """At every alignment to their pieces of 16 bytes."""
+    source, before = numbers(dtype), numbers(dtype, 1)
+    out = agree(streamed, source, before, first, past)[1]
+    count = 2 * vector.lanes(out)
+    np.testing.assert_array_equal(out[first : first + count], source[:count])
+    np.testing.assert_array_equal(
+        np.delete(out, range(first, first + count)), np.delete(before, range(first, first + count))
+    )
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for an instruction of x86")
+def test_writes_past_the_caches_are_in_the_machine_code():
+    compiled = numba.njit(streamed)
+    compiled(numbers("float32"), numbers("float32"), 0, 1)
+    (code,) = compiled.inspect_asm().values()
+    assert "movnt" in code
 
 
 @pytest.mark.parametrize(
