@@ -188,14 +188,15 @@ def test_reference_gradients_are_central_differences(op: Operator, data: st.Data
     assume(not _has_kinks(call))
     grad_out = rounded(np.random.default_rng(0).standard_normal(call.plan.out_shape), "float64")
     gradients, magnitudes = call.expected_backward(grad_out)
+    # The outputs' own rounding, of which a difference takes 2**17 times as much.
+    sizes = call.expected_forward()[1]
+    rounding = (np.abs(grad_out) * sizes).sum() * 2.0**17 * EPS["float64"] / EPS["float32"]
     for k, (array, gradient, magnitude) in enumerate(zip(call.arrays, gradients, magnitudes, strict=True)):
         if not is_floating(array):
             continue
-        tangent, sizes = np.random.default_rng(k).standard_normal(array.shape), call.expected_forward()[1]
+        tangent = np.random.default_rng(k).standard_normal(array.shape)
         ahead, behind = (_moved(call, k, step * tangent).expected_forward()[0] for step in (2.0**-17, -(2.0**-17)))
         difference = (grad_out * (ahead - behind)).sum() * 2.0**16
-        # Beside what is summed, the outputs' own rounding, of which the difference takes 2**17 times as much.
-        rounding = (np.abs(grad_out) * sizes).sum() * 2.0**17 * EPS["float64"] / EPS["float32"]
         terms = (magnitude * np.abs(tangent)).sum() + rounding
         assert_close(np.float32(difference).reshape(1), [(gradient * tangent).sum()], [terms], what=op.arrays[k])
 

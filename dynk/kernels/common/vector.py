@@ -24,7 +24,7 @@ from numba import extending, types
 
 from dynk.kernels.common import numeric, vector_llvm
 from dynk.kernels.common.dtypes import FLOATS, STORAGE, narrow, widen
-from dynk.kernels.common.vector_llvm import LANES, doubles_of, lowered, vector_of
+from dynk.kernels.common.vector_types import LANES, doubles_of, lowered, vector_of
 
 # Numba is typed in part only.
 register_jitable: Any = extending.register_jitable
