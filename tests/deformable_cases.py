@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynk.deformable import DEFORMABLE_CONV2D
 from dynk.kernels.deformable.geometry import DeformGeometry
 from dynk.testing import Call, rounded, values
 
@@ -19,6 +20,30 @@ def normal(dtype: str, *shape: int, seed: int = 0) -> Any:
 def eighths(dtype: str, *shape: int, seed: int = 0, reach: int = 3) -> Any:
     """Return offsets up to `reach`, of which an eighth are integers: points are exact in every dtype."""
     return rounded(np.random.default_rng((seed, *shape)).integers(-8 * reach, 8 * reach + 1, shape) / 8, dtype)
+
+
+def nan_taps(dtype: str, groups: int, *, data: bool) -> Call:
+    """Return a call in which every tap that its pixel sees outside the image has no place in its kernel: NaN.
+
+    With data offsets the second half of the channels sees all taps of the middle row outside, and they are NaN too;
+    of those the first half sees one inside.
+    """
+    H, W = 5, 20
+    rows, columns = np.arange(H)[:, None], np.arange(W)
+    kernel_offset, data_offset = (values(eighths(dtype, 1, blocks, 3, 3, 2, H, W)) for blocks in (1, 2))
+    data_offset[:] = 0
+    for i in range(3):
+        for j in range(3):
+            y, x = rows + i - 1, columns + j - 1
+            kernel_offset[0, 0, i, j, :, (y < 0) | (y >= H) | (x < 0) | (x >= W)] = np.nan
+    if data:
+        data_offset[0, 1, :, :, 0, H // 2] = -2 * H
+        kernel_offset[0, 0, :, :, 0, H // 2] = np.nan
+        data_offset[0, 0, :, :, 0, H // 2] = 2 * H
+        data_offset[0, 0, 1, 1, 0, H // 2, W // 2] = 0
+    offsets = rounded(kernel_offset, dtype), rounded(data_offset, dtype) if data else None
+    arrays = normal(dtype, 1, 16, H, W), normal(dtype, 16, 16 // groups, 4, 4), *offsets, None, None
+    return Call(DEFORMABLE_CONV2D, arrays, {"padding": 1, "groups": groups})
 
 
 def bilinear(array: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

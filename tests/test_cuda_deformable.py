@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_emulator import ORDERS, emulated, emulator_unavailable
+from deformable_cases import nan_taps
 from emulated import EmulatedCupy
 from hypothesis import given
 from hypothesis import strategies as st
@@ -250,6 +251,14 @@ def test_no_offset_reads_out_of_bounds(bad: float, groups: int, boundary: str) -
         offset[0, 0, 0, 1, 0, 2] = bad
         offset[0, 0, 2, 2, 1, :, 3] = bad
     check(call.with_arrays(x, weight, kernel_offset, data_offset, mask, bias))
+
+
+@emulation
+@pytest.mark.parametrize("groups", [1, 2, 16])
+@pytest.mark.parametrize("data", [False, True])
+def test_where_a_tap_is_in_its_kernel_matters_to_what_it_sees_alone(groups: int, data: bool) -> None:
+    call = nan_taps("float32", groups, data=data)
+    assert_close(EmulatedCupy(call.op).forward(call), *call.expected_forward())
 
 
 @emulation

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from deformable_cases import composed_results, eighths, normal
+from deformable_cases import composed_results, eighths, nan_taps, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -327,6 +327,17 @@ def test_a_nan_offset_reaches_its_own_pixel_alone(lane: Lane, argument: str, gro
     offsets, offsets_before = gradients[place].copy(), before[place].copy()
     offsets[1, 0, 1, 1, :, 2, 7] = offsets_before[1, 0, 1, 1, :, 2, 7] = 0
     assert bits(offsets) == bits(offsets_before)
+
+
+@each_lane
+@pytest.mark.parametrize("groups", [1, 2, 16])
+@pytest.mark.parametrize("data", [False, True])
+def test_where_a_tap_is_in_its_kernel_matters_to_what_it_sees_alone(lane: Lane, groups: int, data: bool) -> None:
+    call = nan_taps(lane.dtype, groups, data=data)
+    expected, magnitude = call.expected_forward()
+    assert np.isnan(expected).any() == data
+    assert not np.isnan(expected).all()
+    assert_close(lane.forward(call), expected, magnitude)
 
 
 @each_lane

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_emulator import ORDERS, emulated, emulator_unavailable
+from deformable_cases import nan_taps
 
 from dynk._operator import operators
 from dynk.kernels.deformable.geometry import WORKSPACE
@@ -333,3 +334,10 @@ def test_sampled_kernels_of_an_empty_batch() -> None:
     gradients = EmulatedNumba().backward(call, normal(*call.plan.out_shape))
     assert not np.asarray(gradients[0]).any()
     assert gradients[1].shape == call.arrays[1].shape
+
+
+@pytest.mark.parametrize("groups", [1, 2, 16])
+@pytest.mark.parametrize("data", [False, True])
+def test_where_a_tap_is_in_its_kernel_matters_to_what_it_sees_alone(groups: int, data: bool) -> None:
+    call = nan_taps("float32", groups, data=data)
+    assert_close(EmulatedNumba().forward(call), *call.expected_forward())

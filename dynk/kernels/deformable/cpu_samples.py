@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
     image: Points
     scope: Points
-    blocks: Any  # the numbers of these blocks: of the image, of the scope
+    blocks: Any  # numbers of these blocks: of the image, of the scope, of the image whose reads NaN shares went by
     shares: Any  # weight of each position in each tap, by vector, position and tap; where weights are dense
     masks: Any  # of the pixels whose tap reads the position, in the same order
     everywhere: Any  # masks of all pixels
@@ -54,7 +54,7 @@ def plan_of(like, dense, turned, first, g):  # type: ignore[no-untyped-def]
     return Plan(
         new_points(like, points),
         new_points(like, points if g.has_kernel != 0 else 0),
-        np.full(2, -1),
+        np.full(3, -1),
         accumulators(like, shares * tile_pixels(like)),
         np.zeros(shares * tile_pixels(like) // vector.lanes(like), np.int64),
         everywhere(VECTORS),
@@ -91,11 +91,16 @@ def plan_image(plan, tile, data_offset, channel, first_row, end_row, g):  # type
 def plan_scope(plan, tile, kernel_offset, channel, g):  # type: ignore[no-untyped-def]
     """Have the plan tell where the taps of a channel read in the scope."""
     block = channel // (g.C // g.Gk)
-    if g.has_kernel != 0 and plan.blocks[1] != block:
+    if g.has_kernel == 0:
+        return
+    if plan.blocks[1] != block:
         place_in_scope(tile, kernel_offset, block, plan.scope, g)
+        plan.blocks[2] = -1
         if plan.shares.size > 0:
             _share_out(plan, tile, g)
         plan.blocks[1] = block
+    elif plan.blocks[2] >= 0 and plan.blocks[2] != plan.blocks[0]:
+        _share_out(plan, tile, g)
 
 
 @embedded
@@ -122,9 +127,11 @@ def _share_out(plan, tile, g):  # type: ignore[no-untyped-def]
                     masks[at] |= 1 << lane
             share = scope.low_y[point] * scope.low_x[point]
             if scope.flags[point] & READS == READS and share != share:  # NaN for all of the column
-                at = v * positions * taps + t
-                shares[at * size + lane] = share
-                masks[at] |= 1 << lane
+                plan.blocks[2] = plan.blocks[0]
+                if plan.blocks[0] < 0 or plan.image.flags[point] & READS == READS:  # but not of what is not read
+                    at = v * positions * taps + t
+                    shares[at * size + lane] = share
+                    masks[at] |= 1 << lane
 
 
 @borrowing

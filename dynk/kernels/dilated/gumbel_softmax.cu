@@ -43,7 +43,7 @@ struct Row {
                                    unsigned long long offset_, double tau_, Index row, int lane_)
         : logits(logits_), seed(static_cast<const unsigned*>(seed_)), g(g_), offset(offset_), tau(tau_), lane(lane_) {
         const Index outer = row / g.inner;
-        start = outer * g.K * g.inner + row - outer * g.inner;
+        start = outer * (g.K - 1) * g.inner + row;
         top = perturbed(0);  // any value of the row
         best = 0;
         each([&](Index k, double& value) {
