@@ -73,19 +73,51 @@ def test_slid(dtype, by):
     np.testing.assert_array_equal(out[:size], np.concatenate([source[:size], source[20:]])[by : by + size])
 
 
-def in_float64(source, out):
-    x, y = vector.load_doubles(source, (0, 8)), vector.doubles(3.0, (0, 8))
-    root = vector.sqrt(vector.mul(x, x))
-    vector.store(out, (0, 8), vector.unless_zero(x, vector.div(vector.add(root, y), y)))
+def roots(source, out):
+    pack = (0, 1)
+    x, three = vector.load(source, pack), vector.filled(source, pack, 3.0)
+    vector.store(out, pack, vector.div(vector.add(vector.sqrt(vector.mul(x, x)), three), three))
 
 
 @each_dtype
-def test_operations_in_float64(dtype):
+def test_roots_and_quotients(dtype):
     source = numbers(dtype)
-    assert (widen(source[:16], dtype) == 0).any()
-    out = agree(in_float64, source, np.zeros(16))[1]
-    x = widen(source[:16], dtype).astype(np.float64)
-    np.testing.assert_array_equal(out, np.where(x == 0, 0.0, (np.abs(x) + 3) / 3))
+    out, size = (
+        agree(roots, source, numbers("float64" if dtype == "float64" else "float32", 1))[1],
+        vector.lanes(source),
+    )
+    x = widen(source, dtype)[1 : size + 1].astype(out.dtype)
+    np.testing.assert_array_equal(out[1 : size + 1], (np.abs(x) + 3) / 3)
+
+
+def summed(source, sums):
+    vector.accumulate(sums, (0, 20), vector.load(source, (3, 5)))
+    vector.accumulate(sums, (0, 20), vector.load(source, (7, 9)))
+
+
+@each_dtype
+def test_sums_in_float64(dtype):
+    source, size = numbers(dtype), vector.lanes(numbers(dtype))
+    sums = agree(summed, source, np.zeros(40))[1]
+    x = widen(source, dtype).astype(np.float64)
+    np.testing.assert_array_equal(sums[:size], x[3 : 3 + size] + x[7 : 7 + size])
+    np.testing.assert_array_equal(sums[20 : 20 + size], x[5 : 5 + size] + x[9 : 9 + size])
+
+
+def inside(source, masks, low, high):
+    masks[0], masks[1] = vector.within(vector.load(source, (0, 1)), low, high)
+
+
+@each_dtype
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 0.0), (1.0, -1.0), (-np.inf, np.inf)])
+def test_lanes_within_two_numbers(dtype, low, high):
+    source = numbers(dtype)
+    source[1:4] = narrow(np.array([np.nan, np.inf, 0.0]), dtype)
+    masks = agree(inside, source, np.zeros(2, np.int64), low, high)[1]
+    x = widen(source, dtype)
+    for first in (0, 1):
+        own = x[first : first + vector.lanes(source)]
+        assert masks[first] == sum(1 << lane for lane in np.flatnonzero((own >= low) & (own <= high)).tolist())
 
 
 def masked(source, out, step, mask):

@@ -24,7 +24,7 @@ from numba import extending, types
 
 from dynk.kernels.common import numeric, vector_llvm
 from dynk.kernels.common.dtypes import FLOATS, STORAGE, narrow, widen
-from dynk.kernels.common.vector_types import LANES, doubles_of, lowered, vector_of
+from dynk.kernels.common.vector_types import LANES, lowered, vector_of
 
 # Numba is typed in part only.
 register_jitable: Any = extending.register_jitable
@@ -128,21 +128,10 @@ def load(array: Any, i: Any) -> Any:
     return load_where(array, i, 1, -1)
 
 
-@lowered(vector_llvm.load_doubles, doubles_of)
-def load_doubles(array: Any, i: Any) -> Any:
-    """Return the elements from `i` on in float64, whatever the array's type."""
-    size = LANES["float64"]
-
-    def read(i: Any) -> Any:
-        return widen(array[_elements(array, i, 1, _chosen(-1, size))], _DTYPE_OF[array.dtype])
-
-    return _each(read, i)
-
-
-@lowered(vector_llvm.doubles, doubles_of)
-def doubles(number: Any, i: Any) -> Any:
-    """Return a float64 number in every lane, in the form in which `load_doubles(array, i)` returns elements."""
-    return _each(lambda _: np.full(LANES["float64"], number), i)
+@lowered(vector_llvm.filled, vector_of)
+def filled(array: Any, i: Any, number: Any) -> Any:
+    """Return a float64 number in every lane, in the form in which `load(array, i)` returns its elements."""
+    return _each(lambda i, number: np.full(lanes(array), number, _accumulator(array)), i, number)
 
 
 @lowered(vector_llvm.load_where, vector_of)
@@ -166,6 +155,16 @@ def store(array: Any, i: Any, value: Any) -> None:
         _write(array, i, 1, value, -1)
 
     _each(write, i, value)
+
+
+@lowered(vector_llvm.accumulate, _nothing)
+def accumulate(sums: Any, i: Any, value: Any) -> None:
+    """Add a vector to the float64 elements from `i` on."""
+
+    def add_to(i: Any, value: Any) -> None:
+        sums[_elements(sums, i, 1, _chosen(-1, value.size))] += value
+
+    _each(_ieee(add_to), i, value)
 
 
 @lowered(vector_llvm.stream, _nothing)
@@ -282,10 +281,14 @@ def sqrt(a: Any) -> Any:
     return _each(_ieee(np.sqrt), a)
 
 
-@lowered(vector_llvm.unless_zero, _as_second)
-def unless_zero(b: Any, a: Any) -> Any:
-    """Return a, but 0 in the lanes where b is 0."""
-    return _each(lambda b, a: np.where(b == 0, 0.0, a), b, a)
+@lowered(vector_llvm.within, _index)
+def within(a: Any, low: Any, high: Any) -> Any:
+    """Return the mask of the lanes low <= a <= high, numbers of float64; NaN is not."""
+
+    def inside(a: Any) -> int:
+        return sum(1 << lane for lane in range(a.size) if a.dtype.type(low) <= a[lane] <= a.dtype.type(high))
+
+    return _each(inside, a)
 
 
 @lowered(vector_llvm.fma, _as_second)

@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 
 from dynk.kernels.common.compile import config
-from dynk.kernels.common.vector_types import LANES, doubles_of, vector_of
+from dynk.kernels.common.vector_types import LANES, vector_of
 
 _WORD = ir.IntType(64)
 _PIECE = 16  # bytes of a write past the caches, and their alignment: that of any allocator
@@ -143,16 +143,12 @@ def load(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return _widened(builder, array, loaded)
 
 
-def load_doubles(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
-    array, kind = kinds[0], doubles_of()
-    _check(context, builder, array, values[0], values[1], ir.Constant(_WORD, 1), _lanes_of(kind.lanes))
-    pointer = _vector_pointer(context, builder, array, values[0], values[1], kind.lanes)
-    loaded = _widened(builder, array, builder.load(pointer, align=_storage(array)[2]))
-    return loaded if array.dtype == types.float64 else builder.fpext(loaded, kind.ir)
-
-
-def doubles(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
-    return _spread(builder, values[0], doubles_of().lanes)
+def filled(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    kind = vector_of(kinds[0]).ir
+    _, _, number = values
+    return _spread(
+        builder, number if number.type == kind.element else builder.fptrunc(number, kind.element), kind.count
+    )
 
 
 def load_where(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
@@ -179,6 +175,15 @@ def store(context: Any, builder: Any, kinds: Any, values: Any) -> None:
     _check(context, builder, array, data, i, ir.Constant(_WORD, 1), _lanes_of(value.type.count))
     pointer = _vector_pointer(context, builder, array, data, i, value.type.count)
     builder.store(_narrowed(builder, array, value), pointer, align=_storage(array)[2])
+
+
+def accumulate(context: Any, builder: Any, kinds: Any, values: Any) -> None:
+    array, (sums, i, value) = kinds[0], values
+    _check(context, builder, array, sums, i, ir.Constant(_WORD, 1), _lanes_of(value.type.count))
+    pointer = _vector_pointer(context, builder, array, sums, i, value.type.count)
+    kind, align = pointer.type.pointee, array.dtype.bitwidth // 8
+    widened = value if value.type == kind else builder.fpext(value, kind)
+    builder.store(builder.fadd(builder.load(pointer, align=align), widened), pointer, align=align)
 
 
 def stream(context: Any, builder: Any, kinds: Any, values: Any) -> None:
@@ -330,10 +335,14 @@ def sqrt(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return _call(builder, f"llvm.sqrt.v{a.type.count}{name}", a.type, [a])
 
 
-def unless_zero(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
-    b, a = values
-    zero = ir.Constant(a.type, None)
-    return builder.select(builder.fcmp_ordered("==", b, zero), zero, a)
+def within(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    value, *ends = values
+    kind = value.type
+    if isinstance(kind.element, ir.FloatType):
+        ends = [builder.fptrunc(end, kind.element) for end in ends]
+    low, high = (_spread(builder, end, kind.count) for end in ends)
+    is_in = builder.and_(builder.fcmp_ordered("<=", low, value), builder.fcmp_ordered("<=", value, high))
+    return builder.zext(builder.bitcast(is_in, ir.IntType(kind.count)), _WORD)
 
 
 def fma(context: Any, builder: Any, kinds: Any, values: Any) -> Any:

@@ -108,8 +108,3 @@ def _lift(generate: Callable[..., Any], context: Any, builder: Any, signature: A
 def vector_of(array: Any, *_: Any) -> Any:
     """Return the type of the vectors that an array is read in."""
     return VectorType(types.float64 if array.dtype == types.float64 else types.float32)
-
-
-def doubles_of(*_: Any) -> Any:
-    """Return the type of vectors of float64."""
-    return VectorType(types.float64)

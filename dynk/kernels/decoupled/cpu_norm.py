@@ -1,7 +1,7 @@
-"""Numba CPU kernels of `filter_norm`, float64 inside whatever the storage type.
+"""Numba CPU kernels of `filter_norm`.
 
 `cpu_norm_runs` says how work is cut, by the geometry alone; blocks of filters are done by `cpu_norm_vectors` where they
-lie side by side and by `cpu_norm_rows` elsewhere.
+lie side by side, and by `cpu_norm_rows`, in float64 whatever the storage type, elsewhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numba import prange
 
 from dynk.kernels.common.compile import inlined, kernel
 from dynk.kernels.common.numeric import store
-from dynk.kernels.decoupled.cpu_norm_rows import backward_rows, forward_rows
+from dynk.kernels.decoupled.cpu_norm_rows import ALL, backward_rows, forward_rows
 from dynk.kernels.decoupled.cpu_norm_runs import (
     BLOCK,
     FILTERS,
@@ -77,11 +77,11 @@ def _forward_run(task, f, scale, shift, out, geometry, eps):  # type: ignore[no-
     at_f, at_scale, at_shift, count = locate(task, 0, F, geometry)
     vectors = side_by_side(f, geometry)
     for k in range(0, count, BLOCK):
-        block = min(BLOCK, count - k)
+        block, left = min(BLOCK, count - k), ALL
         if vectors and block == BLOCK:
-            forward_vectors(at_f, at_scale, at_shift, f, scale, shift, out, geometry, eps)
-        else:
-            forward_rows(block, at_f, at_scale, at_shift, f, scale, shift, out, geometry, eps)
+            left = forward_vectors(at_f, at_scale, at_shift, f, scale, shift, out, geometry, eps)
+        if left != 0:
+            forward_rows(block, left, at_f, at_scale, at_shift, f, scale, shift, out, geometry, eps)
         at_f += block * geometry[F + LAST]
         at_scale += block * geometry[SCALE + LAST]
         at_shift += block * geometry[SHIFT + LAST]
@@ -145,16 +145,16 @@ def _backward_task(  # type: ignore[no-untyped-def]
     for run in range(part * summed // parts, (part + 1) * summed // parts):
         at_f, at_scale, _, count = locate(kept, run, operand, geometry)
         for k in range(0, count, BLOCK):
-            block = min(BLOCK, count - k)
+            block, left, left_sums = min(BLOCK, count - k), ALL, ALL
             at_sums = 0 if geometry[operand + LAST] == 0 else k
             if vectors and block == BLOCK:
-                backward_vectors(
+                left, left_sums = backward_vectors(
                     at_f, at_scale, grad_out, f, scale, grad_f, want_f, sums, wanted, at_sums, slot, geometry, eps
                 )
-            else:
+            if left | left_sums != 0:
                 backward_rows(
-                    block, at_f, at_scale, grad_out, f, scale, grad_f, want_f, sums, wanted, at_sums, slot, geometry,
-                    eps
+                    block, left, left_sums, at_f, at_scale, grad_out, f, scale, grad_f, want_f, sums, wanted, at_sums,
+                    slot, geometry, eps
                 )  # fmt: skip
             at_f += block * geometry[F + LAST]
             at_scale += block * geometry[SCALE + LAST]

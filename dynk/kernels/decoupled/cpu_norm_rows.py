@@ -24,10 +24,14 @@ from dynk.kernels.decoupled.cpu_norm_runs import (
     F,
 )
 
+ALL = -1  # the mask of all filters of a block
+
 
 @embedded
-def forward_rows(count, at_f, at_scale, at_shift, f, scale, shift, out, geometry, eps):  # type: ignore[no-untyped-def]
-    """Write the normalised filters of a block."""
+def forward_rows(  # type: ignore[no-untyped-def]
+    count, mask, at_f, at_scale, at_shift, f, scale, shift, out, geometry, eps
+):
+    """Write the normalised filters of a block that are in the mask."""
     first, mean, std = _rows(count)
     row, gain, bias = _rows(count)
     _statistics(f, at_f, count, geometry, first, mean, std, row)
@@ -44,17 +48,20 @@ def forward_rows(count, at_f, at_scale, at_shift, f, scale, shift, out, geometry
             start = at_f + i * geometry[F_TAPS] + j * geometry[F_TAPS + 1]
             for k in range(count):
                 z = _normalised(row[k], first[k], mean[k], std[k], eps)
-                store(out, start + k * step, z * gain[k] + bias[k])
+                if mask >> k & 1:
+                    store(out, start + k * step, z * gain[k] + bias[k])
 
 
 @embedded
 def backward_rows(  # type: ignore[no-untyped-def]
-    count, at_f, at_scale, grad_out, f, scale, grad_f, want_f, sums, wanted, at_sums, slot, geometry, eps
-):
+    count, mask, mask_sums, at_f, at_scale, grad_out, f, scale, grad_f, want_f, sums, wanted, at_sums, slot, geometry,
+    eps
+):  # fmt: skip
     """Write a block's grad_f = (h - mean h) / (std + eps) - z * sum(h z) / ((T - 1) std) with h = grad_out * scale.
 
     And add its terms to the sums of scale (grad_out * z) and of shift (grad_out), of which `wanted` tells the places or
-    -1; `slot` is how far those of one tap are from those of the next.
+    -1; `slot` is how far those of one tap are from those of the next. `mask` is of the filters whose grad_f is written,
+    `mask_sums` of those whose terms are added.
     """
     kh, kw = geometry[KH], geometry[KW]
     first, mean, std = _rows(count)
@@ -76,12 +83,12 @@ def backward_rows(  # type: ignore[no-untyped-def]
             start = at_sums + (i * kw + j) * slot
             if wanted[0] >= 0:
                 for k in range(count):
-                    at = wanted[0] + start + k
-                    store(sums, at, load(sums, at) + grad[k] * row[k])
+                    if mask_sums >> k & 1:
+                        sums[wanted[0] + start + k] += grad[k] * row[k]
             if wanted[1] >= 0:
                 for k in range(count):
-                    at = wanted[1] + start + k
-                    store(sums, at, load(sums, at) + grad[k])
+                    if mask_sums >> k & 1:
+                        sums[wanted[1] + start + k] += grad[k]
     if want_f != 0:
         for k in range(count):
             through_mean[k] /= kh * kw
@@ -97,7 +104,8 @@ def backward_rows(  # type: ignore[no-untyped-def]
                 for k in range(count):
                     z = _normalised(row[k], first[k], mean[k], std[k], eps)
                     value = (grad[k] * gain[k] - through_mean[k]) / (std[k] + eps) - z * through_std[k]
-                    store(grad_f, start + k * step, 0.0 if std[k] == 0.0 else value)
+                    if mask >> k & 1:
+                        store(grad_f, start + k * step, 0.0 if std[k] == 0.0 else value)
 
 
 @inlined

@@ -1,16 +1,14 @@
-"""Blocks of filters that lie side by side, in vectors of float64: those of spatial filters.
+"""Packs of filters that lie side by side, in vectors of the accumulator type: those of spatial filters.
 
-Of the storage types but float64, whose squares may leave its range. Within it they do not, so a filter is read twice
-only: sums of d and of d * d give its mean and its deviation, where d = f - first tap keeps the difference of the two
-from cancelling to less than 1/T of what is subtracted.
+All is relative to a filter's first tap, so that what is large and common to all taps costs no digits, and sums are of
+rows of taps first. Whatever the range of the type does not hold safely is left to `cpu_norm_rows`: a filter
+whose squared deviations add up to almost nothing, as those of equal taps, or to very much, or are not numbers.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
-from dynk.kernels.common import numeric, vector
-from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common import vector
+from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.decoupled.cpu_norm_runs import (
     BLOCK,
     F_TAPS,
@@ -26,24 +24,26 @@ from dynk.kernels.decoupled.cpu_norm_runs import (
     F,
 )
 
-PACK = (0, 8, 16, 24)
-FILTERS_OF_PACK = 32
+VECTORS = (0, 1, 2, 3)  # of a pack
+LEAST, MOST = (1e-20, 1e-200), (1e30, 1e200)  # sums of squares, of float32 and of float64
+LARGEST = (1e36, 1e300)  # sums of gradients
 
 
-@embedded
+@borrowing
 def side_by_side(f, geometry):  # type: ignore[no-untyped-def]
     """Return whether whole blocks are for this file; from filter to filter scale and shift then step by 0 or 1."""
-    return f.itemsize < 8 and geometry[F + LAST] == 1
+    return geometry[F + LAST] == 1
 
 
-@embedded
+@borrowing
 def forward_vectors(at_f, at_scale, at_shift, f, scale, shift, out, geometry, eps):  # type: ignore[no-untyped-def]
-    """Write the normalised filters of a block."""
-    kh, kw = geometry[KH], geometry[KW]
-    for k in range(0, BLOCK, FILTERS_OF_PACK):
-        start = vector.shift(PACK, at_f + k)
-        minus_center, _, inverse = _statistics(f, start, geometry, eps)
-        gain, bias = inverse, vector.doubles(0.0, PACK)
+    """Write the normalised filters of a block, and return the mask of those that it could not do."""
+    kh, kw, size, left = geometry[KH], geometry[KW], vector.lanes(f), 0
+    for k in range(0, BLOCK, len(VECTORS) * size):
+        start = vector.spaced(at_f + k, size, VECTORS)
+        minus_first, minus_mean, _, inverse, in_range = _statistics(f, start, geometry, eps)
+        left |= _others(f, in_range) << k
+        gain, bias = inverse, vector.zeros(f, start)
         for i in range(kh):
             for j in range(kw):
                 if geometry[HAS_SCALE] != 0 and _is_new(SCALE_TAPS, i, j, geometry):
@@ -51,91 +51,118 @@ def forward_vectors(at_f, at_scale, at_shift, f, scale, shift, out, geometry, ep
                 if geometry[HAS_SHIFT] != 0 and _is_new(SHIFT_TAPS, i, j, geometry):
                     bias = _parameter(shift, at_shift, k, SHIFT, SHIFT_TAPS, i, j, geometry)
                 at = vector.shift(start, i * geometry[F_TAPS] + j * geometry[F_TAPS + 1])
-                d = vector.add(vector.load_doubles(f, at), minus_center)
-                vector.store(out, at, vector.fma(d, gain, bias))
+                deviation = vector.add(vector.add(vector.load(f, at), minus_first), minus_mean)
+                vector.store(out, at, vector.fma(deviation, gain, bias))
+    return left
 
 
-@embedded
+@borrowing
 def backward_vectors(  # type: ignore[no-untyped-def]
     at_f, at_scale, grad_out, f, scale, grad_f, want_f, sums, wanted, at_sums, slot, geometry, eps
 ):
-    """Do for a block what `backward_rows` does."""
-    kh, kw = geometry[KH], geometry[KW]
-    zeros = vector.doubles(0.0, PACK)
-    for k in range(0, BLOCK, FILTERS_OF_PACK):
-        start = vector.shift(PACK, at_f + k)
-        minus_center, std, inverse = _statistics(f, start, geometry, eps)
-        gain = vector.doubles(1.0, PACK)
-        through_mean, through_std, of_scale, of_shift = zeros, zeros, zeros, zeros
+    """Do for a block what `backward_rows` does; return the masks of the filters it left out, of grad_f and of the sums.
+
+    With h = grad_out * scale / (std + eps), of which no product leaves the range where the gradient does not:
+    grad_f = h - mean h - z * sum(h z) * (std + eps) / ((T - 1) std).
+    """
+    kh, kw, size, left, left_sums = geometry[KH], geometry[KW], vector.lanes(f), 0, 0
+    for k in range(0, BLOCK, len(VECTORS) * size):
+        start = vector.spaced(at_f + k, size, VECTORS)
+        minus_first, minus_mean, std, inverse, in_range = _statistics(f, start, geometry, eps)
+        zeros, gain = vector.zeros(f, start), inverse
+        minus_mean_h, minus_slope = zeros, zeros
+        for i in range(kh if want_f != 0 else 0):
+            row_h, row_hz = zeros, zeros
+            for j in range(kw):
+                if geometry[HAS_SCALE] != 0 and _is_new(SCALE_TAPS, i, j, geometry):
+                    gain = vector.mul(inverse, _parameter(scale, at_scale, k, SCALE, SCALE_TAPS, i, j, geometry))
+                at = vector.shift(start, i * geometry[F_TAPS] + j * geometry[F_TAPS + 1])
+                deviation = vector.add(vector.add(vector.load(f, at), minus_first), minus_mean)
+                h = vector.mul(vector.load(grad_out, at), gain)
+                row_h, row_hz = vector.add(row_h, h), vector.fma(h, vector.mul(deviation, inverse), row_hz)
+            minus_mean_h, minus_slope = vector.add(minus_mean_h, row_h), vector.add(minus_slope, row_hz)
+        most = _limit(f, LARGEST)
+        sums_in_range = vector.masked(vector.within(minus_mean_h, -most, most), vector.within(minus_slope, -most, most))
+        left |= _others(f, vector.masked(in_range, sums_in_range)) << k
+        left_sums |= _others(f, in_range) << k
+        minus_mean_h = vector.mul(minus_mean_h, vector.filled(f, start, -1.0 / (kh * kw)))
+        share = vector.div(vector.filled(f, start, -1.0 / max(1, kh * kw - 1)), vector.mul(std, inverse))
+        minus_slope = vector.mul(minus_slope, share)
+        of_scale, of_shift = zeros, zeros
         for i in range(kh):
             for j in range(kw):
                 if geometry[HAS_SCALE] != 0 and _is_new(SCALE_TAPS, i, j, geometry):
-                    gain = _parameter(scale, at_scale, k, SCALE, SCALE_TAPS, i, j, geometry)
+                    gain = vector.mul(inverse, _parameter(scale, at_scale, k, SCALE, SCALE_TAPS, i, j, geometry))
                 at = vector.shift(start, i * geometry[F_TAPS] + j * geometry[F_TAPS + 1])
-                d = vector.add(vector.load_doubles(f, at), minus_center)
-                z, grad = vector.mul(d, inverse), vector.load_doubles(grad_out, at)
-                h = vector.mul(grad, gain)
-                through_mean, through_std = vector.add(through_mean, h), vector.fma(h, z, through_std)
+                deviation = vector.add(vector.add(vector.load(f, at), minus_first), minus_mean)
+                z, grad = vector.mul(deviation, inverse), vector.load(grad_out, at)
+                if want_f != 0:
+                    vector.store(grad_f, at, vector.fma(z, minus_slope, vector.fma(grad, gain, minus_mean_h)))
                 of_scale, of_shift = vector.fma(grad, z, of_scale), vector.add(of_shift, grad)
                 if slot != 0 or i * kw + j == kh * kw - 1:
-                    at_slot = at_sums + k + (i * kw + j) * slot
+                    at_slot = vector.spaced(at_sums + k + (i * kw + j) * slot, size, VECTORS)
                     if wanted[0] >= 0:
-                        _add_to(sums, wanted[0] + at_slot, of_scale)
+                        own = vector.where(in_range, of_scale, zeros)
+                        vector.accumulate(sums, vector.shift(at_slot, wanted[0]), own)
                     if wanted[1] >= 0:
-                        _add_to(sums, wanted[1] + at_slot, of_shift)
+                        own = vector.where(in_range, of_shift, zeros)
+                        vector.accumulate(sums, vector.shift(at_slot, wanted[1]), own)
                     of_scale, of_shift = zeros, zeros
-        if want_f != 0:
-            minus_mean_h = vector.mul(through_mean, vector.doubles(-1.0 / (kh * kw), PACK))
-            minus_slope = vector.div(through_std, vector.mul(std, vector.doubles(1.0 - kh * kw, PACK)))
-            for i in range(kh):
-                for j in range(kw):
-                    if geometry[HAS_SCALE] != 0 and _is_new(SCALE_TAPS, i, j, geometry):
-                        gain = _parameter(scale, at_scale, k, SCALE, SCALE_TAPS, i, j, geometry)
-                    at = vector.shift(start, i * geometry[F_TAPS] + j * geometry[F_TAPS + 1])
-                    d = vector.add(vector.load_doubles(f, at), minus_center)
-                    h = vector.fma(vector.load_doubles(grad_out, at), gain, minus_mean_h)
-                    value = vector.mul(vector.fma(d, minus_slope, h), inverse)
-                    vector.store(grad_f, at, vector.unless_zero(std, value))
+    return left, left_sums
 
 
-@inlined
+@embedded
 def _statistics(f, start, geometry, eps):  # type: ignore[no-untyped-def]
-    """Return -mean, the deviation and 1 / (deviation + eps), which is 0 for equal taps.
-
-    float64 holds the mean of narrower taps so well that what is lost is nothing beside their least deviation.
-    """
+    """Return -first tap, -mean of what is more than it, the deviation, 1 / (it + eps), and where all is in range."""
     kh, kw = geometry[KH], geometry[KW]
-    minus_first = vector.mul(vector.load_doubles(f, start), vector.doubles(-1.0, PACK))
-    total = vector.doubles(0.0, PACK)
-    squares = total
+    zeros = vector.zeros(f, start)
+    minus_first = vector.mul(vector.load(f, start), vector.filled(f, start, -1.0))
+    total, squares = zeros, zeros
     for i in range(kh):
+        row = zeros
         for j in range(kw):
             at = vector.shift(start, i * geometry[F_TAPS] + j * geometry[F_TAPS + 1])
-            d = vector.add(vector.load_doubles(f, at), minus_first)
-            total, squares = vector.add(total, d), vector.fma(d, d, squares)
-    minus_mean = vector.mul(total, vector.doubles(-1.0 / (kh * kw), PACK))
-    variance = vector.mul(vector.fma(total, minus_mean, squares), vector.doubles(1.0 / (kh * kw - 1), PACK))
-    std = vector.sqrt(variance)
-    inverse = vector.div(vector.doubles(1.0, PACK), vector.add(std, vector.doubles(eps, PACK)))
-    return vector.add(minus_first, minus_mean), std, vector.unless_zero(std, inverse)
+            row = vector.add(row, vector.add(vector.load(f, at), minus_first))
+        total = vector.add(total, row)
+    minus_mean = vector.mul(total, vector.filled(f, start, -1.0 / (kh * kw)))
+    for i in range(kh):
+        row = zeros
+        for j in range(kw):
+            at = vector.shift(start, i * geometry[F_TAPS] + j * geometry[F_TAPS + 1])
+            deviation = vector.add(vector.add(vector.load(f, at), minus_first), minus_mean)
+            row = vector.fma(deviation, deviation, row)
+        squares = vector.add(squares, row)
+    in_range = vector.within(squares, _limit(f, LEAST), _limit(f, MOST))
+    std = vector.sqrt(vector.mul(squares, vector.filled(f, start, 1.0 / max(1, kh * kw - 1))))
+    inverse = vector.div(vector.filled(f, start, 1.0), vector.add(std, vector.filled(f, start, eps)))
+    return minus_first, minus_mean, std, inverse, in_range
 
 
-@inlined
+@borrowing
+def _others(f, masks):  # type: ignore[no-untyped-def]
+    """Return the mask of the filters of a pack that are not in its masks."""
+    size, found = vector.lanes(f), 0
+    for v in range(len(VECTORS)):
+        found |= (vector.between(0, size) & ~masks[v]) << v * size
+    return found
+
+
+@borrowing
+def _limit(f, limits):  # type: ignore[no-untyped-def]
+    """Return the one of two numbers that is for an array's accumulator type."""
+    return limits[1] if f.itemsize == 8 else limits[0]
+
+
+@borrowing
 def _is_new(taps, i, j, geometry):  # type: ignore[no-untyped-def]
     """Return whether tap (i, j) may have another scale or shift than the one before."""
     return i + j == 0 or geometry[taps] + geometry[taps + 1] != 0
 
 
-@inlined
+@borrowing
 def _parameter(array, start, k, operand, taps, i, j, geometry):  # type: ignore[no-untyped-def]
     """Return scale or shift of tap (i, j) for a pack of filters."""
     at = start + i * geometry[taps] + j * geometry[taps + 1]
     if geometry[operand + LAST] == 0:
-        return vector.doubles(np.float64(numeric.load(array, at)), PACK)
-    return vector.load_doubles(array, vector.shift(PACK, at + k))
-
-
-@inlined
-def _add_to(sums, start, values):  # type: ignore[no-untyped-def]
-    at = vector.shift(PACK, start)
-    vector.store(sums, at, vector.add(vector.load(sums, at), values))
+        return vector.broadcast(array, vector.spaced(at, 0, VECTORS))
+    return vector.load(array, vector.spaced(at + k, vector.lanes(array), VECTORS))

@@ -179,7 +179,7 @@ def _scatter(  # type: ignore[no-untyped-def]
                 share *= image.high_x[point] if corner % 2 == 1 else image.low_x[point]
                 if g.has_mask != 0:
                     share *= load(mask, masks_at + t * g.Ho * g.Wo + k)
-                factor = vector.doubles(np.float64(share), 0)
+                factor = vector.filled(elements, 0, np.float64(share))
                 to = ((row - first_row) * g.W + image.columns[point] + corner % 2) * held + first
                 for c in range(0, count, CHANNELS):
                     own = vector.between(0, count - c)
