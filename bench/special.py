@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -100,9 +102,14 @@ def _process(folder: str, *arguments: str) -> Callable[[], float]:
 
 
 def _first_call(kind: str, operator: str, direction: str) -> float:
-    """Return the seconds of the first call of this process; Numba, as NumPy, is imported before."""
-    import numba  # noqa: F401
+    """Return the seconds of the first call of this process.
 
+    NumPy and Numba are imported before, and what Numba imports at its first call where it is installed: cffi and SciPy,
+    which dynk does not need.
+    """
+    for module in ("numba", "numba.core.typing.cffi_utils", "scipy.linalg"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     case = next(case for case in cases() if case.operator == operator)
     problem = Problem.draw(case, direction, np.random.default_rng(0), kind)
     call = next(c for c in contenders(problem) if c.name == PREALLOCATED).formulations[""]

@@ -356,6 +356,33 @@ def test_spatial_filters_side_by_side(lane: Lane, scale: tuple[int, ...], shift:
 
 
 @each_lane
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 7)])
+def test_filters_of_every_size_side_by_side(lane: Lane, kernel: tuple[int, int]) -> None:
+    """Each is normalised, and has gradients, as if its neighbours were of its own size."""
+    sizes = np.geomspace(TINY[lane.dtype], HUGE[lane.dtype], 150)
+    f = rounded(values(normal(lane.dtype, 1, *kernel, 150)) * sizes / 8, lane.dtype)
+    scale, shift = normal(lane.dtype, 150), normal(lane.dtype, *kernel, 1)
+    call = Call(FILTER_NORM, (f, scale, shift), {"axes": (1, 2)})
+    assert_close(lane.forward(call), *call.expected_forward())
+    # Gradients that are large where the filters are tiny would leave the range.
+    grad_out = rounded(values(normal(lane.dtype, *f.shape, seed=1)) * np.sqrt(sizes / sizes[-1]), lane.dtype)
+    for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
+        assert_close(gradient, want, terms)
+
+
+@each_lane
+def test_gradients_of_every_size_side_by_side(lane: Lane) -> None:
+    """Also those that add up to almost more than the type holds."""
+    largest = HUGE[lane.dtype] * (1e6 if lane.dtype in ("float32", "bfloat16") else 1)
+    f, sizes = normal(lane.dtype, 1, 3, 3, 150), np.geomspace(TINY[lane.dtype], largest, 150)
+    grad_out = rounded(values(normal(lane.dtype, *f.shape, seed=1)) / 4 * sizes, lane.dtype)
+    call = Call(FILTER_NORM, (f, normal(lane.dtype, 150), None), {"axes": (1, 2)})
+    for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
+        if gradient is not None:
+            assert_close(gradient, want, terms)
+
+
+@each_lane
 def test_as_many_dimensions_as_there_may_be(lane: Lane) -> None:
     """None of which can be merged with its neighbour, since scale varies along every other one."""
     f, scale = normal(lane.dtype, 2, 2, 3, 2, 2, 3, 2, 2), normal(lane.dtype, 2, 1, 3, 1, 2, 1, 1, 1)
