@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     demo = commands.add_parser("demo", parents=[json_flag], help="joint depth upsampling on a real stereo pair")
     demo.add_argument("--output", type=Path, default=Path("demo.png"), help="the picture (default demo.png)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the training (default 0)")
+    demo.add_argument("--seeds", type=int, default=1, help="from how many seeds a network is trained (default 1)")
+    demo.add_argument("--results", type=Path, help="where the table is recorded as JSON (nowhere)")
 
     commands.add_parser("tables", parents=[json_flag], help="figures of the papers' tables, counted, and as published")
 
@@ -53,7 +55,9 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     if options.command == "demo":
         from dynk import demo
 
-        return demo.run(output=options.output, seed=options.seed, as_json=options.json)
+        return demo.run(
+            options.output, options.seed, seeds=max(1, options.seeds), as_json=options.json, record=options.results
+        )
     if options.command == "tables":
         from dynk.commands import tables
 

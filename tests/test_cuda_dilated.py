@@ -212,6 +212,14 @@ def test_sums_of_many_pixels_are_cut_into_parts(monkeypatch: pytest.MonkeyPatch)
 
 
 @emulation
+def test_sums_over_many_channels_are_staged_in_a_part_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cupy_raw_dilation, "WORKSPACE", 0)  # no room for a second part
+    call = call_of("float32", 1, 500, 2, 3, 4)
+    cuda = check(EmulatedCupy(ADAPTIVE_DILATION_CONV2D), call, normal("float32", 1, 2, 3, 4))
+    assert "dilation_backward_shares<float, int, float>" in cuda.launched
+
+
+@emulation
 @pytest.mark.parametrize("groups", [1, 16])
 def test_order_of_threads_changes_no_bit(groups: int) -> None:
     call = call_of("float32", 1, 16, 16, 6, 30, groups=groups)

@@ -209,8 +209,13 @@ def test_the_demo_runs_and_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(baselines, "SPACE_SIGMAS", (0.5,))
     monkeypatch.setattr(baselines, "COLOUR_SIGMAS", (0.2,))
     output = tmp_path / "demo.png"
-    assert demo.run(output, seed=1, as_json=True, steps=2) == 0
+    record = tmp_path / "demo.json"
+    assert demo.run(output, seed=1, seeds=2, as_json=True, record=record, steps=2) == 0
     facts = json.loads(capsys.readouterr().out)
     assert list(facts["rmse"]) == ["nearest", "bilinear", "bicubic", "joint bilateral", "DDF-Up"]
     assert facts["seed"] == 1
+    assert len(set(facts["rmse by seed"])) == 2
+    assert facts["rmse"]["DDF-Up"] == sum(facts["rmse by seed"]) / 2
+    *_, (method, score, _) = json.loads(record.read_text())["rows"]
+    assert (method, score.endswith("of 2 seeds")) == ("DDF-Up", True)
     assert output.read_bytes().startswith(b"\x89PNG")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 DDF_UP = "DDF-Up"
 
 
-def run(output: Path = Path("demo.png"), seed: int = 0, *, as_json: bool = False, steps: int | None = None) -> int:
+def run(
+    output: Path = Path("demo.png"),
+    seed: int = 0,
+    *,
+    seeds: int = 1,
+    as_json: bool = False,
+    record: Path | None = None,
+    steps: int | None = None,
+) -> int:
     """Train DDF-Up on one part of a picture, compare it with other methods on a part it never saw, and draw all.
 
     Parameters
@@ -26,8 +35,12 @@ def run(output: Path = Path("demo.png"), seed: int = 0, *, as_json: bool = False
         Where the picture is written.
     seed : int
         Seed of the network's start and of the training crops, the only things drawn at random.
+    seeds : int
+        From how many seeds, one after the other, a network is trained; the first one's results are drawn.
     as_json : bool
         Print JSON instead of a table.
+    record : Path, optional
+        Where the table is written as JSON.
     steps : int, optional
         Training steps; what the demo was made for if None.
 
@@ -53,25 +66,34 @@ def run(output: Path = Path("demo.png"), seed: int = 0, *, as_json: bool = False
     talk.print(
         f"Disparity of the Motorcycle scene, reduced {data.FACTOR} times and upsampled again with its RGB picture. "
         f"Training part: columns {_columns(data.TRAIN_COLUMNS)}; held-out part: columns "
-        f"{_columns(data.HELD_OUT_COLUMNS)}; seed {seed}. The sigmas of joint bilateral are chosen on the training "
-        "part; DDF-Up starts from it, with the same sigmas, and learns there to correct it."
+        f"{_columns(data.HELD_OUT_COLUMNS)}; {_seeds(seed, seeds)}. The sigmas of joint bilateral are chosen on the "
+        "training part; DDF-Up starts from it, with the same sigmas, and learns there to correct it."
     )
     with talk.status("joint bilateral: choosing its sigmas on the training part"):
         sigmas = baselines.choose_sigmas(train)
-    network = _train_with_progress(train, sigmas, seed, training.STEPS if steps is None else steps, talk)
+    upsampled = []
+    for own_seed in range(seed, seed + seeds):
+        network = _train_with_progress(train, sigmas, own_seed, training.STEPS if steps is None else steps, talk)
+        upsampled.append(training.upsample(network, low, held_out.rgb))
     results = {
         "nearest": baselines.interpolate(low, baselines.nearest_kernel),
         "bilinear": baselines.interpolate(low, baselines.linear_kernel),
         "bicubic": baselines.interpolate(low, baselines.cubic_kernel),
         "joint bilateral": baselines.joint_bilateral(low, held_out.rgb, sigmas),
-        DDF_UP: training.upsample(network, low, held_out.rgb),
+        DDF_UP: upsampled[0],
     }
     scores = {name: baselines.rmse(result, held_out) for name, result in results.items()}
+    own_scores = [baselines.rmse(result, held_out) for result in upsampled]
     picture.draw(output, whole=whole, held_out=held_out, low=low, results=results, scores=scores)
+    scores[DDF_UP] = statistics.mean(own_scores)
+    found = _table(scores, own_scores)
+    if record is not None:
+        record.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
     seconds = time.perf_counter() - start
     if as_json:
         facts = {
             "rmse": scores,
+            "rmse by seed": own_scores,
             "seed": seed,
             "sigmas": sigmas._asdict(),
             "picture": str(output),
@@ -79,7 +101,7 @@ def run(output: Path = Path("demo.png"), seed: int = 0, *, as_json: bool = False
         }
         print(json.dumps({**facts, "verdict": verdict(scores)}, indent=2))
         return 0
-    _print_table(scores, talk)
+    _print_table(found, talk)
     talk.print(f"{verdict(scores)} {output} shows it. {seconds:.0f} s in all.")
     return 0
 
@@ -118,14 +140,33 @@ def _train_with_progress(train: Scene, sigmas: Sigmas, seed: int, steps: int, co
         )
 
 
-def _print_table(scores: dict[str, float], console: Console) -> None:
+def _seeds(first: int, count: int) -> str:
+    return f"seed {first}" if count == 1 else f"seeds {first} to {first + count - 1}"
+
+
+def _table(scores: dict[str, float], own_scores: list[float]) -> dict[str, Any]:
+    """Return title, columns and rows, of text."""
+    rows = []
+    for name, score in scores.items():
+        spread = ""
+        if name == DDF_UP and len(own_scores) > 1:
+            spread = f" ± {statistics.stdev(own_scores):.3f} of {len(own_scores)} seeds"
+        rows.append([name, f"{score:.3f}{spread}", f"{score / scores['bilinear'] - 1:+.0%}"])
+    return {
+        "title": "Held-out part of the Motorcycle scene",
+        "columns": ["method", "RMSE (px of disparity)", "against bilinear"],
+        "rows": rows,
+    }
+
+
+def _print_table(found: dict[str, Any], console: Console) -> None:
     from rich.table import Table
 
-    table = Table("method", title="held-out part", title_justify="left")
-    table.add_column("RMSE (px of disparity)", justify="right")
-    table.add_column("against bilinear", justify="right")
-    best = min(scores, key=lambda name: scores[name])
-    for name, score in scores.items():
-        change = f"{score / scores['bilinear'] - 1:+.0%}"
-        table.add_row(name, f"{score:.3f}", change, style="bold green" if name == best else "")
+    first, *others = found["columns"]
+    table = Table(first, title=found["title"], title_justify="left")
+    for column in others:
+        table.add_column(column, justify="right")
+    best = min(found["rows"], key=lambda row: float(row[1].split()[0]))
+    for row in found["rows"]:
+        table.add_row(*row, style="bold green" if row is best else "")
     console.print(table)
