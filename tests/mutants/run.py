@@ -107,7 +107,7 @@ _DILATION: tuple[Selection, ...] = (
 )
 _DRAWS: tuple[Selection, ...] = (
     (_CUDA_GUMBEL, "-k", "not (reference or published)"),
-    (_CUDA_GUMBEL, "-k", "reference"),
+    (_CUDA_GUMBEL, "-k", "reference and not uniforms"),
 )
 _DEFORMABLE: tuple[Selection, ...] = (
     (_CUDA_DEFORMABLE, "-k", "groups_and_strides or kernel_sizes"),
