@@ -118,8 +118,7 @@ def ratio(earlier: dict[str, Any], row: Row, name: str) -> str:
 
 def write_readme() -> None:
     """Write the README's table anew."""
-    text = README.read_text()
-    README.write_text(text.replace(block_of(text), readme_block(load())))
+    README.write_text(with_block(README.read_text(), readme_block(load())))
 
 
 def load() -> list[dict[str, Any]]:
@@ -132,6 +131,12 @@ def load() -> list[dict[str, Any]]:
 def block_of(text: str) -> str:
     """Return the README's part between the markers."""
     return text.split(BEGIN)[1].split(END)[0]
+
+
+def with_block(text: str, block: str) -> str:
+    """Return the README with something else between the markers, where there may be nothing."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}{block}{END}{rest.split(END)[1]}"
 
 
 def readme_block(reports: list[dict[str, Any]]) -> str:

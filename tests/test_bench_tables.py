@@ -110,6 +110,12 @@ def test_readme_says_what_the_results_say():
     assert show.block_of(show.README.read_text()) == show.readme_block(show.load())
 
 
+@pytest.mark.parametrize("held", ["", "\n| an earlier | table |\n"])
+def test_a_block_takes_the_place_of_what_is_between_the_markers(held):
+    text = f"before\n{show.BEGIN}{held}{show.END}after\n"
+    assert show.with_block(text, "\nnew\n") == f"before\n{show.BEGIN}\nnew\n{show.END}after\n"
+
+
 def test_readme_is_written_from_the_complete_results(monkeypatch, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{show.BEGIN}old\n{show.END}after\n")

@@ -34,7 +34,7 @@ from dynk._operator import Plan, operators
 from dynk.kernels.common import cuda_launch
 from dynk.kernels.common.dtypes import STORAGE
 from dynk.kernels.common.run_cpu import _read as read
-from dynk.kernels.deformable import cupy_raw_call, cupy_raw_gather, numba_cuda_conv
+from dynk.kernels.deformable import cupy_raw_call, cupy_raw_gather
 from dynk.testing import Call, assert_close, rounded
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs mappings that reserve address space alone")
@@ -191,8 +191,7 @@ class _LastImage:
     blocks of them, so that the last image is whole.
     """
 
-    def prepare(self, N: int) -> None:
-        self.N = N
+    N: int
 
     def run(self, launch: Any, *args: Any) -> None:
         """Call a launch function: once to count what it launches."""
@@ -230,23 +229,15 @@ def flat(array: Any) -> Any:
     return None if array is None else array.reshape(-1)
 
 
-@pytest.fixture
-def _parts_of_some_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the workspace hold so little that a part of the batch is done by the emulator in a second."""
-    for module, names in (
-        (cupy_raw_call, ("COLUMNS",)),
-        (cupy_raw_gather, ("LISTS",)),
-        (numba_cuda_conv, ("COLUMNS", "SAMPLES", "LISTS")),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, 1 << 19)
+# Bytes of the workspace for columns, and for lists: parts of a batch that the emulator does in a second.
+SOME_IMAGES = 1 << 19
 
 
 def run_all(cuda: Any, launchers: Any, call: LargeCall, passed: Any) -> None:
     """Launch the output, then each gradient by itself, and assert that the last image of each is right."""
     inputs, grad_out, gradients = call.arguments()
     out, nothing = call.output(call.last.plan.out_shape), [None] * len(gradients)
-    cuda.prepare(call.N)
+    cuda.N = call.N
     forward, backward = (getattr(launchers, f"{call.op.launcher}_{name}") for name in ("forward", "backward"))
     cuda.run(forward, call.plan, *map(passed, (*inputs, out)))
     for i, gradient in enumerate(gradients):
@@ -259,9 +250,10 @@ def run_all(cuda: Any, launchers: Any, call: LargeCall, passed: Any) -> None:
 # Kernel sizes and types that other tests compile too, for either width of index.
 @on_emulator
 @each_case
-@pytest.mark.usefixtures("_parts_of_some_images")
 @pytest.mark.parametrize(("kh", "kw", "index"), [(3, 3, "long long"), (2, 4, "int")])
-def test_cuda_c(case: str, kh: int, kw: int, index: str) -> None:
+def test_cuda_c(case: str, kh: int, kw: int, index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cupy_raw_call, "COLUMNS", SOME_IMAGES)
+    monkeypatch.setattr(cupy_raw_gather, "LISTS", SOME_IMAGES)
     call = LargeCall(cases(kh, kw)[case], "float16", beyond=index == "long long")
     cuda = LastImageCupy(call.op)
     run_all(cuda, cuda.launchers, call, lambda array: array)
@@ -270,9 +262,10 @@ def test_cuda_c(case: str, kh: int, kw: int, index: str) -> None:
 
 @on_emulator
 @each_case
-@pytest.mark.usefixtures("_parts_of_some_images")
-def test_numba_cuda(case: str) -> None:
+def test_numba_cuda(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+    for name in ("COLUMNS", "SAMPLES", "LISTS"):
+        monkeypatch.setattr(f"dynk.kernels.deformable.numba_cuda_conv.{name}", SOME_IMAGES)
     call = LargeCall(cases(3, 3)[case], "float32")
     launchers = call.op.launchers("numba_cuda")
     run_all(LastImageNumba(), launchers, call, flat)
