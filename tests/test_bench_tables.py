@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from bench import limits, run, show, special
 from bench.registry import Case
 from bench.timing import Samples
