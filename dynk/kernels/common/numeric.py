@@ -12,7 +12,7 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, types
 
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import borrowing
 from dynk.kernels.common.dtypes import narrow, widen
 
 # Numba is typed in part only.
@@ -44,7 +44,7 @@ def unset(like: Any, size: Any) -> Any:
     return np.empty(size, np.float64 if like.dtype == np.float64 else np.float32)
 
 
-@inlined
+@borrowing
 def fill(array, value):  # type: ignore[no-untyped-def]
     """Set every element of an accumulator array; a slice assignment would take far longer to compile."""
     for i in range(array.size):

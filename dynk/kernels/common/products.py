@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import load, store
 
 VECTORS = 3  # of pixels that a product takes at once
@@ -24,13 +24,13 @@ _COLUMN_OF_ALL, _COLUMN_OF_EIGHT = _THREE * ROWS, (0,) * ROWS
 _ROW_OF_ALL = tuple(k // VECTORS for k in range(ROWS * VECTORS))
 
 
-@inlined
+@borrowing
 def ceil_div(a, b):  # type: ignore[no-untyped-def]
     """Return a / b, rounded up; a may be negative."""
     return -(-a // b)
 
 
-@inlined
+@borrowing
 def tile_pixels(like):  # type: ignore[no-untyped-def]
     """Return the most pixels of a tile."""
     return PANELS * VECTORS * vector.lanes(like)
@@ -45,19 +45,19 @@ def everywhere(count):  # type: ignore[no-untyped-def]
     return masks
 
 
-@inlined
+@borrowing
 def place(k, v, rows, panel, like):  # type: ignore[no-untyped-def]
     """Return where vector v of row k stands among panels of `rows` rows of `panel` vectors."""
     return ((v // panel * rows + k) * panel + v % panel) * vector.lanes(like)
 
 
-@inlined
+@borrowing
 def padded(rows):  # type: ignore[no-untyped-def]
     """Return the number of rows that products of all of them take."""
     return ceil_div(rows, ROWS) * ROWS
 
 
-@inlined
+@borrowing
 def multiply(  # type: ignore[no-untyped-def]
     a, at, row_step, step, b, b_at, b_step, terms, vectors, masks, mask_at, sums, to, sum_step
 ):
@@ -79,7 +79,7 @@ def multiply(  # type: ignore[no-untyped-def]
             )  # fmt: skip
 
 
-@inlined
+@borrowing
 def _multiply(  # type: ignore[no-untyped-def]
     a, at, row_step, step, b, b_at, b_step, terms, masks, mask_at, sums, to, sum_step, columns, column_of, row_of
 ):
@@ -98,7 +98,7 @@ def _multiply(  # type: ignore[no-untyped-def]
     vector.store(sums, here, vector.where(which, vector.add(before, total), before))
 
 
-@inlined
+@borrowing
 def load_rows(array, start, row_step, rows, count, to):  # type: ignore[no-untyped-def]
     """Copy `rows` runs of `count` numbers to rows that follow each other, and return whether all are finite.
 
@@ -115,7 +115,7 @@ def load_rows(array, start, row_step, rows, count, to):  # type: ignore[no-untyp
     return vector.total(check) == 0
 
 
-@inlined
+@borrowing
 def add_to(sums, more):  # type: ignore[no-untyped-def]
     """Add an array of sums to another, and clear it."""
     size = vector.lanes(sums)
@@ -125,7 +125,7 @@ def add_to(sums, more):  # type: ignore[no-untyped-def]
         vector.store(more, k, zero)
 
 
-@inlined
+@borrowing
 def load_planes(array, start, plane, planes, pixels, to):  # type: ignore[no-untyped-def]
     """Copy `pixels` numbers of each of some planes, from `start` of the first on, to the rows of panels."""
     size = vector.lanes(to)
@@ -136,7 +136,7 @@ def load_planes(array, start, plane, planes, pixels, to):  # type: ignore[no-unt
             vector.store(to, place(row, v, planes, VECTORS, to), values)
 
 
-@inlined
+@borrowing
 def transpose_planes(array, start, plane, planes, pixels, to):  # type: ignore[no-untyped-def]
     """Copy what `load_planes` does, pixel by pixel: a tile has a row for each. Return whether all are finite."""
     size = vector.lanes(to)
@@ -151,7 +151,7 @@ def transpose_planes(array, start, plane, planes, pixels, to):  # type: ignore[n
     return vector.total(check) == 0
 
 
-@inlined
+@borrowing
 def add_shares(partials, shares, first, end, sums):  # type: ignore[no-untyped-def]
     """Write the sums, from `first` to `end`, of arrays of partial sums that follow each other."""
     for k in range(first, end):
@@ -161,7 +161,7 @@ def add_shares(partials, shares, first, end, sums):  # type: ignore[no-untyped-d
         store(sums, k, total)
 
 
-@inlined
+@borrowing
 def sum_planes(array, first, step, planes, plane, like):  # type: ignore[no-untyped-def]
     """Return the sum of every `step`-th plane from `first` on: chains of vectors, sums of chains, the sum of these."""
     size = vector.lanes(like)

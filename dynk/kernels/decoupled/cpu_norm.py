@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from dynk.kernels.common.compile import inlined, kernel
+from dynk.kernels.common.compile import borrowing, inlined, kernel
 from dynk.kernels.common.numeric import store
 from dynk.kernels.decoupled.cpu_norm_rows import ALL, backward_rows, forward_rows
 from dynk.kernels.decoupled.cpu_norm_runs import (
@@ -90,7 +90,7 @@ def _forward_run(task, f, scale, shift, out, geometry, eps):  # type: ignore[no-
 # ---- backward --------------------------------------------------------------------------------------------------------
 
 
-@inlined
+@borrowing
 def _differ(geometry):  # type: ignore[no-untyped-def]
     """Return 1 where scale and shift do not have the same steps, so that their gradients sum over other filters."""
     for d in range(MAX_NORM_DIMS):
@@ -100,26 +100,26 @@ def _differ(geometry):  # type: ignore[no-untyped-def]
     return int(geometry[scale] != geometry[shift] or geometry[scale + 1] != geometry[shift + 1])
 
 
-@inlined
+@borrowing
 def _slots(geometry, operand):  # type: ignore[no-untyped-def]
     """Return how many sums a filter has: one for each tap, or one if an element is for all taps."""
     taps = parameter_taps(operand)
     return 1 if geometry[taps] + geometry[taps + 1] == 0 else geometry[KH] * geometry[KW]
 
 
-@inlined
+@borrowing
 def _width(geometry, operand):  # type: ignore[no-untyped-def]
     """Return how many filters have sums of their own: those of a run, or of a block if an element is for all."""
     return min(BLOCK, run_length(geometry)) if geometry[operand + LAST] == 0 else run_length(geometry)
 
 
-@inlined
+@borrowing
 def _sums_size(geometry, operand):  # type: ignore[no-untyped-def]
     """Return the number of sums that a task keeps for an operand, none for f."""
     return 0 if operand == F else _slots(geometry, operand) * _width(geometry, operand)
 
 
-@inlined
+@borrowing
 def _parts(geometry, operand):  # type: ignore[no-untyped-def]
     """Return into how many parts the sum over the dimensions that an operand does not keep is split.
 
@@ -178,7 +178,7 @@ def _merge_parts(  # type: ignore[no-untyped-def]
     _write_sums(kept, sums, grad_scale, grad_shift, operand, sum_scale, sum_shift, geometry)
 
 
-@inlined
+@borrowing
 def _write_sums(  # type: ignore[no-untyped-def]
     kept, sums, grad_scale, grad_shift, operand, sum_scale, sum_shift, geometry
 ):

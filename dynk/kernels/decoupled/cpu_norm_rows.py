@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.compile import borrowing, embedded, inlined
 from dynk.kernels.common.numeric import fill, load, store
 from dynk.kernels.decoupled.cpu_norm_runs import (
     F_TAPS,
@@ -108,7 +108,7 @@ def backward_rows(  # type: ignore[no-untyped-def]
                         store(grad_f, start + k * step, 0.0 if std[k] == 0.0 else value)
 
 
-@inlined
+@borrowing
 def _read(row, count, array, start, operand, taps, i, j, geometry):  # type: ignore[no-untyped-def]
     """Read tap (i, j) of a run's filters into a row."""
     start += i * geometry[taps] + j * geometry[taps + 1]
@@ -151,7 +151,7 @@ def _statistics(f, start, count, geometry, first, mean, std, row):  # type: igno
         std[k] = unit[k] * np.sqrt(std[k] / (kh * kw - 1))
 
 
-@inlined
+@borrowing
 def _largest_deviations(largest, f, start, count, geometry, first, mean, row):  # type: ignore[no-untyped-def]
     """Fill a row with the largest deviation of each filter from its mean, 1 where there is none."""
     fill(largest, 0)
@@ -165,7 +165,7 @@ def _largest_deviations(largest, f, start, count, geometry, first, mean, row):  
             largest[k] = 1.0
 
 
-@inlined
+@borrowing
 def _normalised(value, first, mean, std, eps):  # type: ignore[no-untyped-def]
     return 0.0 if std == 0.0 else (value - first - mean) / (std + eps)
 

@@ -6,7 +6,7 @@ A *run* is up to RUN filters that are neighbours along the last dimension, the u
 
 from __future__ import annotations
 
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import borrowing
 from dynk.kernels.decoupled.geometry import MAX_NORM_DIMS, NormGeometry
 
 BLOCK = 64
@@ -32,18 +32,18 @@ FILTERS, KH, KW, F_TAPS, SCALE_TAPS, SHIFT_TAPS, HAS_SCALE, HAS_SHIFT, EXTENT, F
 )
 
 
-@inlined
+@borrowing
 def is_kept(geometry, operand, d):  # type: ignore[no-untyped-def]
     """Return whether an operand varies along dimension d; its gradient sums over the others."""
     return geometry[operand + d] != 0 or geometry[EXTENT + d] == 1
 
 
-@inlined
+@borrowing
 def run_length(geometry):  # type: ignore[no-untyped-def]
     return min(RUN, geometry[EXTENT + LAST])
 
 
-@inlined
+@borrowing
 def runs(geometry, operand, kept):  # type: ignore[no-untyped-def]
     """Return the number of runs along the dimensions that an operand keeps, or along the others."""
     runs = 1 if geometry[FILTERS] > 0 else 0
@@ -54,7 +54,7 @@ def runs(geometry, operand, kept):  # type: ignore[no-untyped-def]
     return runs
 
 
-@inlined
+@borrowing
 def locate(kept, summed, operand, geometry):  # type: ignore[no-untyped-def]
     """Return the offsets into f, scale and shift where a run starts, and its length."""
     at_f, at_scale, at_shift, count = 0, 0, 0, 1
@@ -75,7 +75,7 @@ def locate(kept, summed, operand, geometry):  # type: ignore[no-untyped-def]
     return at_f, at_scale, at_shift, count
 
 
-@inlined
+@borrowing
 def parameter_taps(operand):  # type: ignore[no-untyped-def]
     """Return where the geometry has the steps of scale or shift from tap to tap."""
     return SCALE_TAPS if operand == SCALE else SHIFT_TAPS

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import numeric, vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.decoupled.cpu_sums import CHAIN
 from dynk.kernels.decoupled.cpu_sweep import (
@@ -30,7 +30,7 @@ from dynk.kernels.decoupled.cpu_sweep import (
 )
 
 
-@inlined
+@borrowing
 def split_products(x, sweep, want_spatial, g):  # type: ignore[no-untyped-def]
     """Return the tasks; where sums over channels are wanted, each takes whole groups."""
     # Twice for the spatial filter and the sums over channels.
@@ -84,7 +84,7 @@ def products_band(  # type: ignore[no-untyped-def]
             fill(rows, 0)
 
 
-@inlined
+@borrowing
 def merge_parts(n, bands, parts, grad_channel, g):  # type: ignore[no-untyped-def]
     """Add up what the bands of an image found, in float64."""
     size = g.C * g.scale * g.scale * g.kh * g.kw
@@ -95,7 +95,7 @@ def merge_parts(n, bands, parts, grad_channel, g):  # type: ignore[no-untyped-de
         numeric.store(grad_channel, n * size + k, parts.dtype.type(total))
 
 
-@inlined
+@borrowing
 def _write_rows(first, rows, grad_spatial, fields, all_taps, g):  # type: ignore[no-untyped-def]
     size, count = vector.lanes(rows), fields.size // FIELDS
     for k in range(all_taps):
@@ -105,7 +105,7 @@ def _write_rows(first, rows, grad_spatial, fields, all_taps, g):  # type: ignore
             vector.store_where(grad_spatial, to, 1, vector.load(rows, (k * count + v) * size), mask)
 
 
-@inlined
+@borrowing
 def _add_channels(  # type: ignore[no-untyped-def]
     n, c, count, grad_out, x, spatial, channel, rows, sums, unit, fields, masks, sweep, taps, g
 ):

@@ -8,7 +8,7 @@ storage type, the direction and the kind of call.
 from __future__ import annotations
 
 from dynk.kernels.common import numeric, vector
-from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.common.numeric import fill, unset
 from dynk.kernels.decoupled.cpu_sweep import (
     FIELDS,
@@ -94,7 +94,7 @@ def sum_band(  # type: ignore[no-untyped-def]
     vector.drain()
 
 
-@inlined
+@borrowing
 def _square_of(taps, sweep, g):  # type: ignore[no-untyped-def]
     """Return the side of a square filter whose rows read values side by side and for which there is code, else 0."""
     count = taps.size // TAP
@@ -103,7 +103,7 @@ def _square_of(taps, sweep, g):  # type: ignore[no-untyped-def]
     return side if fits and taps[TAP + VALUE] - taps[VALUE] == 1 else 0
 
 
-@inlined
+@borrowing
 def _gather_filters(group, spatial, filters, fields, masks, taps, sub_pixels, g):  # type: ignore[no-untyped-def]
     """Fill [vector][sub-pixel][tap][lane] with the filters of a group, 0 where a tap is outside."""
     size, count = vector.lanes(filters), taps.size // TAP
@@ -121,7 +121,7 @@ def _gather_filters(group, spatial, filters, fields, masks, taps, sub_pixels, g)
                 to += size
 
 
-@inlined
+@borrowing
 def _gather_weights(image, number, channel, weights, taps, sub_pixels, g):  # type: ignore[no-untyped-def]
     """Fill [sub-pixel][tap][channel] with the filters of a few channels."""
     count, all_taps = taps.size // TAP, g.scale * g.scale * g.kh * g.kw
@@ -139,7 +139,7 @@ def _channel_sums(side: int):  # type: ignore[no-untyped-def]
     the array that taps beyond the border may be read, though not used; with 0 for anything.
     """
 
-    @inlined
+    @borrowing
     def sums(  # type: ignore[no-untyped-def]
         begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past, g
     ):

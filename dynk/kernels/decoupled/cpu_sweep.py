@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.decoupled.geometry import FilterGeometry
 
 # The filters of a band of positions stay in the second cache while all channels of a task pass by.
@@ -58,7 +58,7 @@ class Split(NamedTuple):
     blocks: int
 
 
-@inlined
+@borrowing
 def filter_geometry(a):  # type: ignore[no-untyped-def]
     """Return the named integers of a geometry array."""
     return FilterGeometry(
@@ -66,13 +66,13 @@ def filter_geometry(a):  # type: ignore[no-untyped-def]
     )
 
 
-@inlined
+@borrowing
 def ceil(extent, step):  # type: ignore[no-untyped-def]
     """Return extent / step, rounded up."""
     return (extent + step - 1) // step
 
 
-@inlined
+@borrowing
 def over_anchors(g):  # type: ignore[no-untyped-def]
     """Return the sweep that reads the image for each anchor."""
     flat = 1 if g.stride_h == 1 and g.stride_w == 1 and g.scale == 1 else 0
@@ -95,7 +95,7 @@ def taps_of_anchors(g):  # type: ignore[no-untyped-def]
     return taps
 
 
-@inlined
+@borrowing
 def over_pixels(phase, g):  # type: ignore[no-untyped-def]
     """Return the sweep that reads grad_out for the pixels (phase_h + a*stride_h, phase_w + b*stride_w)."""
     flat = 1 if g.stride_h == 1 and g.stride_w == 1 and g.scale == 1 else 0
@@ -126,7 +126,7 @@ def taps_of_pixels(phase, g):  # type: ignore[no-untyped-def]
     return taps[:at]
 
 
-@inlined
+@borrowing
 def split(values, sweep, filters, channels):  # type: ignore[no-untyped-def]
     """Return the tasks of a sweep with so many spatial filter elements for each position."""
     size = vector.lanes(values)
@@ -177,7 +177,7 @@ def vectors_of(sweep, taps, first, last, size):  # type: ignore[no-untyped-def]
     return fields, masks
 
 
-@inlined
+@borrowing
 def reach_of(taps):  # type: ignore[no-untyped-def]
     """Return how many elements from its position a tap stands at most."""
     reach = 0
@@ -196,7 +196,7 @@ def _limits(sweep, taps):  # type: ignore[no-untyped-def]
     return limits
 
 
-@inlined
+@borrowing
 def _extremes(taps):  # type: ignore[no-untyped-def]
     """Return the first and the last row and column of the taps and their position."""
     top, bottom, left, right = 0, 0, 0, 0
@@ -206,7 +206,7 @@ def _extremes(taps):  # type: ignore[no-untyped-def]
     return top, bottom, left, right
 
 
-@inlined
+@borrowing
 def _is_whole(sweep, extremes, a, b, size):  # type: ignore[no-untyped-def]
     """Return whether every tap is inside for all lanes of the vector from (a, b) on, which does not leave its row."""
     y, x, last = a * sweep.step_h, b * sweep.step_w, (b + size - 1) * sweep.step_w
@@ -215,7 +215,7 @@ def _is_whole(sweep, extremes, a, b, size):  # type: ignore[no-untyped-def]
     return inside and x + left >= 0 and last + right < sweep.width
 
 
-@inlined
+@borrowing
 def _set_masks(masks, at, sweep, taps, limits, a, b, positions):  # type: ignore[no-untyped-def]
     """Add to the masks of a vector from (a, b) on the lanes for which each tap is inside."""
     count = taps.size // TAP

@@ -61,7 +61,7 @@ class Points(NamedTuple):
     numbers: Any  # 0, 1, 0.5 and -1; a literal would be a float64
 
 
-@inlined
+@borrowing
 def deform_geometry(a):  # type: ignore[no-untyped-def]
     """Return the named integers of a geometry array."""
     return DeformGeometry(

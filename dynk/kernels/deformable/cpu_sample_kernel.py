@@ -24,7 +24,7 @@ OUTS = 64  # output channels of a task, at most
 SUMS = 2**17  # numbers of the gradient of a task, at most, but for a single output channel
 
 
-@inlined
+@borrowing
 def sample_geometry(a):  # type: ignore[no-untyped-def]
     """Return the named integers of a geometry array."""
     return SampleGeometry(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])

@@ -6,12 +6,12 @@ Row c * T + t holds tap t of channel c, a panel of VECTORS vectors of pixels aft
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import borrowing
 from dynk.kernels.common.products import place
 from dynk.kernels.dilated.cpu_tiles import masks_of, starts_of
 
 
-@inlined
+@borrowing
 def form_columns(tile, x, channel, channels, columns, panel, g):  # type: ignore[no-untyped-def]
     """Form the columns of some channels from `channel` on, in panels of `panel` vectors."""
     for v in range(tile.vectors):
@@ -29,7 +29,7 @@ def form_columns(tile, x, channel, channels, columns, panel, g):  # type: ignore
                 vector.store_where(columns, to, 1, nan, tile.wrong[v])
 
 
-@inlined
+@borrowing
 def _mix(tile, v, i, j, x, channel, channels, columns, panel, dilations, g):  # type: ignore[no-untyped-def]
     """Add what some dilations see through tap (i, j); the first of them set it."""
     size, plane, taps = vector.lanes(columns), g.H * g.W, g.kh * g.kw

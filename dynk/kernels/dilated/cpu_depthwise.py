@@ -7,7 +7,7 @@ weights for each tap and output: sums stay in vectors of pixels.
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.compile import borrowing, embedded, inlined
 from dynk.kernels.common.numeric import accumulators, store
 from dynk.kernels.common.products import CHAIN, PANELS, VECTORS, ZERO, add_to, ceil_div, padded, place, tile_pixels
 from dynk.kernels.dilated.cpu_columns import form_columns
@@ -17,7 +17,7 @@ TERMS = 144  # rows of columns that are formed at once, about
 TASKS = 32  # tasks that are worth while
 
 
-@inlined
+@borrowing
 def _block(g):  # type: ignore[no-untyped-def]
     """Return how many channels' columns are formed at once."""
     return min(g.C, max(1, TERMS // (g.kh * g.kw)))
@@ -54,7 +54,7 @@ def depthwise_task(task, x, weight, mixture, bias, out, like, geometry):  # type
                     _output(n, o, v, first, columns, k, count, weight, bias, masks, tile.vectors, out, g)
 
 
-@embedded
+@borrowing
 def _output(n, o, v, first, columns, k, count, weight, bias, masks, vectors, out, g):  # type: ignore[no-untyped-def]
     """Write a vector of an output channel: the products of channel k's columns with a kernel."""
     size, plane, taps = vector.lanes(columns), g.Ho * g.Wo, g.kh * g.kw
@@ -73,7 +73,7 @@ def _output(n, o, v, first, columns, k, count, weight, bias, masks, vectors, out
     vector.store_where(out, (n * g.O + o) * plane + here, 1, total, vector.between(0, plane - here))
 
 
-@inlined
+@borrowing
 def form_depthwise_grad_columns(tile, grad_out, weight, channel, count, columns, g):  # type: ignore[no-untyped-def]
     """Form the gradient of the columns of some channels, as `form_grad_columns` does."""
     size, taps, many = vector.lanes(columns), g.kh * g.kw, g.O // g.C
@@ -142,7 +142,7 @@ def depthwise_weight_task(  # type: ignore[no-untyped-def]
             store(partials, share * grad_weight.size + to, value)
 
 
-@inlined
+@borrowing
 def _sum_products(grad_out, start, pixels, columns, at, masks, sums, to, g):  # type: ignore[no-untyped-def]
     """Add the products of one channel of grad_out with the columns of each tap, where it is read."""
     size, taps = vector.lanes(columns), g.kh * g.kw

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.common.numeric import accumulators, load
 from dynk.kernels.common.products import (
     ONE,
@@ -26,13 +26,13 @@ OUTS = 512  # output channels of a task, at most
 TERMS = 256  # rows of columns that are formed at once, about
 
 
-@inlined
+@borrowing
 def block_of(channels, taps):  # type: ignore[no-untyped-def]
     """Return how many channels' columns are formed at once: blocks are of much the same size."""
     return ceil_div(channels, ceil_div(channels, min(64, max(1, TERMS // taps))))
 
 
-@inlined
+@borrowing
 def forward_tasks(like, g):  # type: ignore[no-untyped-def]
     blocks = ceil_div(g.O // g.groups, OUTS)
     return g.N * g.groups * blocks * ceil_div(g.Ho * g.Wo, tile_pixels(like))
@@ -99,7 +99,7 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
             left &= ~like_first
 
 
-@inlined
+@borrowing
 def _keep_read(weights, at, kept, terms, left, masks, v, vectors, g):  # type: ignore[no-untyped-def]
     """Copy ROWS rows of weights, but 0 for the taps that the first pixel left does not read.
 

@@ -8,7 +8,7 @@ block of channels, or a band of rows of them, goes through all tiles that read i
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.compile import borrowing, embedded, inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.common.products import (
     CHAIN,
@@ -33,30 +33,30 @@ TERMS = 144  # rows of columns whose gradient is formed at once, about
 PLANES = 2**19  # numbers of the image's gradient that a task holds, at most, but for a single row of a single channel
 
 
-@inlined
+@borrowing
 def is_depthwise(g):  # type: ignore[no-untyped-def]
     """Return whether each channel is convolved by itself; blocks of channels then take no heed of groups."""
     return g.groups == g.C
 
 
-@inlined
+@borrowing
 def _groups(g):  # type: ignore[no-untyped-def]
     """Return the number of groups that blocks of channels must not cross."""
     return 1 if is_depthwise(g) else g.groups
 
 
-@inlined
+@borrowing
 def grad_block(channels, taps):  # type: ignore[no-untyped-def]
     """Return how many channels' gradients are formed at once."""
     return min(channels, 32, ceil_div(TERMS, taps))
 
 
-@inlined
+@borrowing
 def weights_size(block, like, g):  # type: ignore[no-untyped-def]
     return 0 if is_depthwise(g) else min(OUTS, g.O // g.groups) * block * g.kh * g.kw + vector.lanes(like)
 
 
-@inlined
+@borrowing
 def grads_size(like, g):  # type: ignore[no-untyped-def]
     return 0 if is_depthwise(g) else tile_pixels(like) * min(OUTS, g.O // g.groups)
 
@@ -94,13 +94,13 @@ def form_grad_columns(  # type: ignore[no-untyped-def]
 # ---- the gradient of the image ---------------------------------------------------------------------------------------
 
 
-@inlined
+@borrowing
 def _sets(g):  # type: ignore[no-untyped-def]
     """Return how many sums a pixel has: taps of dilations are shared out among them, no more than CHAIN to each."""
     return ceil_div(g.D * g.kh * g.kw, CHAIN)
 
 
-@inlined
+@borrowing
 def _block_and_rows(g):  # type: ignore[no-untyped-def]
     """Return the channels and the rows of a task of the image's gradient."""
     block = grad_block(g.C // _groups(g), g.kh * g.kw)
@@ -110,7 +110,7 @@ def _block_and_rows(g):  # type: ignore[no-untyped-def]
     return block, min(g.H, max(1, PLANES // (_sets(g) * block * g.W)))
 
 
-@inlined
+@borrowing
 def grad_x_tasks(g):  # type: ignore[no-untyped-def]
     block, rows = _block_and_rows(g)
     return g.N * _groups(g) * ceil_div(g.C // _groups(g), block) * ceil_div(g.H, rows)
@@ -140,7 +140,7 @@ def grad_x_task(task, grad_out, weight, mixture, grad_x, like, geometry):  # typ
     _write_planes(planes, count, band, grad_x, ((n * g.C + group * channels + c) * g.H + first_row) * g.W, g)
 
 
-@inlined
+@borrowing
 def _readers(first_row, end_row, geometry):  # type: ignore[no-untyped-def]
     """Return the first pixel whose taps may be in some rows of the image, and the end of these pixels."""
     g = dilation_geometry(geometry)
@@ -152,7 +152,7 @@ def _readers(first_row, end_row, geometry):  # type: ignore[no-untyped-def]
     return first * g.Wo, end * g.Wo
 
 
-@inlined
+@borrowing
 def _spread(tile, v, tap, d, columns, count, planes, which, first_row, band, g):  # type: ignore[no-untyped-def]
     """Add the share of dilation d in the gradient of a tap to the pixels that it read."""
     size, taps = vector.lanes(columns), g.kh * g.kw
@@ -173,7 +173,7 @@ def _spread(tile, v, tap, d, columns, count, planes, which, first_row, band, g):
             vector.scatter(planes, to, anchors, v * size, total, mask)
 
 
-@inlined
+@borrowing
 def _write_planes(planes, count, band, grad_x, to, g):  # type: ignore[no-untyped-def]
     """Write the sums of a band of some channels, which start at `to` of the gradient."""
     size = vector.lanes(planes)
@@ -218,7 +218,7 @@ def grad_shares_task(  # type: ignore[no-untyped-def]
             vector.store_where(grad_dilation_weights, to, 1, total, vector.between(0, tile.pixels - v * size))
 
 
-@inlined
+@borrowing
 def _add_shares(tile, v, x, channel, count, columns, sums, dilations, g):  # type: ignore[no-untyped-def]
     """Add the products of some channels' columns and their gradients, for some dilations."""
     size, plane, taps = vector.lanes(columns), g.H * g.W, g.kh * g.kw

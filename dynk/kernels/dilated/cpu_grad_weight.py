@@ -8,7 +8,7 @@ are shared out depends on the shape alone.
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.common.products import (
     CHAIN,
@@ -35,7 +35,7 @@ TASKS = 32  # tasks that are worth while
 PARTIALS = 2**20  # numbers of all partial sums together, at most, where there are several of a gradient
 
 
-@inlined
+@borrowing
 def shares_of(like, g):  # type: ignore[no-untyped-def]
     """Return among how many tasks the tiles of all images are shared out."""
     size = g.O * (g.C // g.groups) * g.kh * g.kw
@@ -43,14 +43,14 @@ def shares_of(like, g):  # type: ignore[no-untyped-def]
     return max(1, min(tiles, min(ceil_div(TASKS, _blocks(g)), PARTIALS // size)))
 
 
-@inlined
+@borrowing
 def _blocks(g):  # type: ignore[no-untyped-def]
     """Return the number of blocks of channels that the gradient has."""
     channels = g.C // g.groups
     return g.groups * ceil_div(channels, block_of(channels, g.kh * g.kw)) * ceil_div(g.O // g.groups, OUTS)
 
 
-@inlined
+@borrowing
 def grad_weight_tasks(like, g):  # type: ignore[no-untyped-def]
     return _blocks(g) * shares_of(like, g)
 
@@ -125,7 +125,7 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
                 )  # fmt: skip
 
 
-@inlined
+@borrowing
 def _keep_seen(tile, t, grads, kept, vectors, g):  # type: ignore[no-untyped-def]
     """Copy transposed gradients, but 0 for the pixels at which a tap is not read."""
     size = vector.lanes(grads)

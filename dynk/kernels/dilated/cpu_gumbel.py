@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from dynk.kernels.common.compile import inlined, kernel
+from dynk.kernels.common.compile import borrowing, inlined, kernel
 from dynk.kernels.common.numeric import load, store
 from dynk.kernels.common.philox import uniform
 from dynk.kernels.dilated.softmax_geometry import SoftmaxGeometry
@@ -17,7 +17,7 @@ BUFFER = 1024  # numbers that a task holds, unless a single row has more
 CHAIN = 64
 
 
-@inlined
+@borrowing
 def softmax_geometry(geometry):  # type: ignore[no-untyped-def]
     return SoftmaxGeometry(geometry[0], geometry[1], geometry[2], geometry[3], geometry[4], geometry[5], geometry[6])
 
@@ -67,7 +67,7 @@ def _backward_task(task, grad_out, logits, seed, grad_logits, geometry, tau):  #
     _write_gradient(values, grad_out, grad_logits, start, rows, g.K, g.inner, tau)
 
 
-@inlined
+@borrowing
 def _rows(g):  # type: ignore[no-untyped-def]
     """Return how many neighbouring rows a task takes at most."""
     return max(1, min(g.inner, BUFFER // g.K))
@@ -118,7 +118,7 @@ def _perturb(values, logits, seed, start, rows, g):  # type: ignore[no-untyped-d
                 values[k * rows + r] = load(logits, start + k * g.inner + r)
 
 
-@inlined
+@borrowing
 def _find_best(values, best, K, rows):  # type: ignore[no-untyped-def]
     """Write to `best` where each row has its largest value, the first of equal ones; a NaN is larger than all else."""
     for r in range(rows):
@@ -130,7 +130,7 @@ def _find_best(values, best, K, rows):  # type: ignore[no-untyped-def]
                 best[r] = k
 
 
-@inlined
+@borrowing
 def _write_one_hot(values, best, out, start, rows, K, inner):  # type: ignore[no-untyped-def]
     for k in range(K):
         for r in range(rows):

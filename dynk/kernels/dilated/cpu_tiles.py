@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import embedded, inlined
+from dynk.kernels.common.compile import borrowing, embedded, inlined
 from dynk.kernels.common.numeric import accumulators, load
 from dynk.kernels.common.products import VECTORS, ceil_div, everywhere, tile_pixels
 from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, DilationGeometry
@@ -43,7 +43,7 @@ class Tile(NamedTuple):
     shifts: Any  # how many elements a tap lies from its anchor, by tap and dilation
 
 
-@inlined
+@borrowing
 def dilation_geometry(a):  # type: ignore[no-untyped-def]
     """Return the named integers of a geometry array."""
     return DilationGeometry(
@@ -52,13 +52,13 @@ def dilation_geometry(a):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@inlined
+@borrowing
 def tap_row(i, d, geometry):  # type: ignore[no-untyped-def]
     """Return how far the taps of kernel row i lie below the anchor."""
     return (i - (geometry[5] - 1) // 2) * geometry[DILATIONS_H + d]
 
 
-@inlined
+@borrowing
 def tap_column(j, d, geometry):  # type: ignore[no-untyped-def]
     """Return how far the taps of kernel column j lie to the right of the anchor."""
     return (j - (geometry[6] - 1) // 2) * geometry[DILATIONS_W + d]
@@ -147,7 +147,7 @@ def _weigh(tile, mixture, g):  # type: ignore[no-untyped-def]
                     tile.wrong[v] |= 1 << lane
 
 
-@inlined
+@borrowing
 def masks_of(tile, v, i, j, dilations, g):  # type: ignore[no-untyped-def]
     """Return where tap (i, j) of each of some dilations is read."""
     at = vector.shift(dilations, v * g.D)
@@ -156,7 +156,7 @@ def masks_of(tile, v, i, j, dilations, g):  # type: ignore[no-untyped-def]
     return vector.masked(vector.masked(rows, columns), vector.pick(tile.chosen, at))
 
 
-@inlined
+@borrowing
 def starts_of(tile, plane, v, i, j, dilations, like, g):  # type: ignore[no-untyped-def]
     """Return where tap (i, j) of each of some dilations is read in the plane of the image that starts at `plane`.
 
@@ -167,7 +167,7 @@ def starts_of(tile, plane, v, i, j, dilations, like, g):  # type: ignore[no-unty
     return vector.shift(shifts, first)
 
 
-@inlined
+@borrowing
 def seen(tile, v, i, j, g):  # type: ignore[no-untyped-def]
     """Return the mask of the pixels at which tap (i, j) is read for any dilation."""
     mask = tile.wrong[v]

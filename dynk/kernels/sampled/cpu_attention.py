@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, fill, load, store
 from dynk.kernels.sampled.cpu_mix import (
     OUTS,
@@ -41,7 +41,7 @@ from dynk.kernels.sampled.geometry import NONE
 ROWS = 32
 
 
-@inlined
+@borrowing
 def bands(g):  # type: ignore[no-untyped-def]
     """Return the number of bands of ROWS rows."""
     return (g.H + ROWS - 1) // ROWS
@@ -50,7 +50,7 @@ def bands(g):  # type: ignore[no-untyped-def]
 # ---- the attentions --------------------------------------------------------------------------------------------------
 
 
-@inlined
+@borrowing
 def attention_tasks(g):  # type: ignore[no-untyped-def]
     return g.N * bands(g) * ((g.O + OUTS - 1) // OUTS)
 
@@ -109,7 +109,7 @@ def grad_attention_task(  # type: ignore[no-untyped-def]
                     vector.store_where(grad_position_attention, to, 1, value, vector.between(0, g.W - v * size))
 
 
-@inlined
+@borrowing
 def _add_positions(  # type: ignore[no-untyped-def]
     n, a, h, at_row, rows, grads, masks, mixed, shared, channel_sum, starts, taps_inside, part, sums, g
 ):
@@ -144,7 +144,7 @@ def _add_positions(  # type: ignore[no-untyped-def]
             add_row(part, u * row, sums, ((k * rows + at_row) * OUTS + u) * row, row)
 
 
-@inlined
+@borrowing
 def _store_grad_samples(  # type: ignore[no-untyped-def]
     n, outs, y, h0, h1, grad_out, samples, masks, grad_sample_attention, numbers, g
 ):
@@ -214,7 +214,7 @@ def grad_sum_task(  # type: ignore[no-untyped-def]
             store(grad_sum, (n * g.H + h) * g.W + x, part.dtype.type(value))
 
 
-@inlined
+@borrowing
 def _add_tap(  # type: ignore[no-untyped-def]
     n, outs, a, centre, k, grads, masks, shared, position_attention, taps_inside, part, numbers, g
 ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from dynk.kernels.common.compile import inlined, kernel
+from dynk.kernels.common.compile import borrowing, inlined, kernel
 from dynk.kernels.common.numeric import accumulators, fill, load, store
 from dynk.kernels.sampled.cpu_rows import (
     add_products,
@@ -67,7 +67,7 @@ def _forward_task(task, x, kernel, out, choice, geometry):  # type: ignore[no-un
     store_reduced(n, o, y, reduced, out, g)
 
 
-@inlined
+@borrowing
 def _sample(n, a, b, o, y, x, kernel, row, total, g):  # type: ignore[no-untyped-def]
     """Form one row of sample (a, b)."""
     fill(row, 0)
@@ -150,13 +150,13 @@ def _grad_kernel_task(task, grad_out, x, choice, grad_kernel, geometry):  # type
                 _store_row(row, grad_kernel, _filter_row(n, o, c, i, j, y, g), g)
 
 
-@inlined
+@borrowing
 def _filter_row(n, o, c, i, j, y, g):  # type: ignore[no-untyped-def]
     """Return where the row y of one tap of the kernel starts."""
     return (((((n * g.O + o) * g.C + c) * g.kh + i) * g.kw + j) * g.H + y) * g.W
 
 
-@inlined
+@borrowing
 def _store_row(row, array, start, g):  # type: ignore[no-untyped-def]
     gain = row.dtype.type(share(g))
     for k in range(g.W):

@@ -12,20 +12,20 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.sampled.cpu_rows import CHAIN, tap_column, to_sample
 
 OUTS = 4  # outputs that are formed at once
 
 
-@inlined
+@borrowing
 def vectors_of_row(like, g):  # type: ignore[no-untyped-def]
     """Return the number of vectors that hold a row."""
     return (g.W + vector.lanes(like) - 1) // vector.lanes(like)
 
 
-@inlined
+@borrowing
 def padded_row(like, g):  # type: ignore[no-untyped-def]
     """Return the length of a copied row: a vector more on both sides, and an odd number of them against conflicts."""
     return (vectors_of_row(like, g) + 2 | 1) * vector.lanes(like)
@@ -80,13 +80,13 @@ def image_rows(n, y, x, wanted, g):  # type: ignore[no-untyped-def]
     return rows
 
 
-@inlined
+@borrowing
 def mixed_size(like, g):  # type: ignore[no-untyped-def]
     """Return the size of the sums of OUTS outputs: for each vector, row and column of samples, and output."""
     return vectors_of_row(like, g) * g.samples * g.samples * OUTS * vector.lanes(like)
 
 
-@inlined
+@borrowing
 def filters_size(like, g):  # type: ignore[no-untyped-def]
     """Return the size of what `mix` copies of `across`."""
     return vectors_of_row(like, g) * min(CHAIN, g.C) * OUTS * vector.lanes(like)
@@ -145,7 +145,7 @@ def mix(n, outs, y, first_row, end_row, across, rows, starts, filters, mixed, g)
     add_row(merged, 0, mixed, 0, merged.size)
 
 
-@inlined
+@borrowing
 def add_row(part, first, sums, to, row):  # type: ignore[no-untyped-def]
     """Add a row to another."""
     size = vector.lanes(part)
@@ -153,7 +153,7 @@ def add_row(part, first, sums, to, row):  # type: ignore[no-untyped-def]
         vector.store(sums, to + at, vector.add(vector.load(sums, to + at), vector.load(part, first + at)))
 
 
-@inlined
+@borrowing
 def _mix_samples(  # type: ignore[no-untyped-def]
     is_first, channels, filters, weights, rows, first, row, starts, start, mixed, to, of_samples, of_outs, numbers
 ):

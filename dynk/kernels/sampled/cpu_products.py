@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.sampled.cpu_mix import (
     OUTS,
@@ -37,13 +37,13 @@ from dynk.kernels.sampled.geometry import MAX, NONE
 CHANNELS, ROWS = 32, 32
 
 
-@inlined
+@borrowing
 def grads_size(like, count, g):  # type: ignore[no-untyped-def]
     """Return the size of the gradients of the samples of `count` outputs."""
     return vectors_of_row(like, g) * g.samples * g.samples * count * vector.lanes(like)
 
 
-@inlined
+@borrowing
 def chosen(choice, start, pixels, k):  # type: ignore[no-untyped-def]
     """Return the mask of the pixels whose output "max" took from sample k."""
     mask = 0
@@ -53,7 +53,7 @@ def chosen(choice, start, pixels, k):  # type: ignore[no-untyped-def]
     return mask
 
 
-@inlined
+@borrowing
 def load_grads(  # type: ignore[no-untyped-def]
     n, outs, y, slot, count, grad_out, sample_attention, choice, grads, masks, numbers, g
 ):
@@ -84,7 +84,7 @@ def load_grads(  # type: ignore[no-untyped-def]
                     masks[at + o] = chosen(choice, first, min(size, g.W - v * size), k)
 
 
-@inlined
+@borrowing
 def weigh_centres(  # type: ignore[no-untyped-def]
     n, outs, y, first, end, slot, count, position_attention, grads, masks, numbers, g
 ):
@@ -111,7 +111,7 @@ def weigh_centres(  # type: ignore[no-untyped-def]
 # ---- across ----------------------------------------------------------------------------------------------------------
 
 
-@inlined
+@borrowing
 def store_grad_across(n, outs, y, rows, starts, grads, masks, grad_across, g):  # type: ignore[no-untyped-def]
     """Write a row of the gradient of `across` of OUTS outputs."""
     c = 0
@@ -131,7 +131,7 @@ def store_grad_across(n, outs, y, rows, starts, grads, masks, grad_across, g):  
         c += 5 if many else 1
 
 
-@inlined
+@borrowing
 def _across_channels(  # type: ignore[no-untyped-def]
     n, outs, y, v, c, rows, starts, grads, masks, grad_across, g, of_channels, of_outs
 ):
@@ -161,7 +161,7 @@ def _across_channels(  # type: ignore[no-untyped-def]
     vector.store_where(grad_across, to, 1, total, vector.between(0, g.W - v * size))
 
 
-@inlined
+@borrowing
 def store_grad_within(  # type: ignore[no-untyped-def]
     n, outs, y, grads, masks, taps_inside, position_attention, channel_sum, grad_within, numbers, g
 ):
@@ -225,7 +225,7 @@ def grad_filters_task(  # type: ignore[no-untyped-def]
 # ---- the image -------------------------------------------------------------------------------------------------------
 
 
-@inlined
+@borrowing
 def blocks_of_image(g):  # type: ignore[no-untyped-def]
     """Return the number of tasks of the gradient of an image."""
     return ((g.C + CHANNELS - 1) // CHANNELS) * ((g.H + ROWS - 1) // ROWS)
@@ -284,7 +284,7 @@ def grad_x_task(  # type: ignore[no-untyped-def]
                 vector.store_where(grad_x, to + at, 1, vector.add(vector.load(sums, start + at), shared), pixels)
 
 
-@inlined
+@borrowing
 def _copy_channels(n, y, o, outputs, c, across, filters, g):  # type: ignore[no-untyped-def]
     """Copy a row of OUTS channels of `across`, the last one again where there are no more, of every output."""
     size, vectors = vector.lanes(filters), vectors_of_row(filters, g)
@@ -323,7 +323,7 @@ def _spread(a, outputs, count, filters, grads, masks, starts, part, g):  # type:
                 b += 1
 
 
-@inlined
+@borrowing
 def _over_outputs(  # type: ignore[no-untyped-def]
     filters_at, at, outputs, count, filters, grads, masks, of_samples, of_channels
 ):
@@ -342,7 +342,7 @@ def _over_outputs(  # type: ignore[no-untyped-def]
     return total
 
 
-@inlined
+@borrowing
 def add_to_rows(values, start, part, g):  # type: ignore[no-untyped-def]
     """Add vectors to as many rows of `part`, from the same column on."""
     row = padded_row(part, g)

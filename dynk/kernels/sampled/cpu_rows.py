@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import load, store
 from dynk.kernels.sampled.geometry import MAX, MEAN, NONE, SampleGeometry
 
 CHAIN = 64
 
 
-@inlined
+@borrowing
 def sample_geometry(a):  # type: ignore[no-untyped-def]
     """Return the named integers of a geometry array."""
     return SampleGeometry(
@@ -27,37 +27,37 @@ def sample_geometry(a):  # type: ignore[no-untyped-def]
 # ---- where samples and taps lie --------------------------------------------------------------------------------------
 
 
-@inlined
+@borrowing
 def to_sample(k, g):  # type: ignore[no-untyped-def]
     """Return how far sample k of a row or column of samples lies from its pixel."""
     return (k - (g.samples - 1) // 2) * g.sample_stride
 
 
-@inlined
+@borrowing
 def tap_row(i, g):  # type: ignore[no-untyped-def]
     """Return how far the taps of kernel row i lie below the centre of the sample."""
     return (i - (g.kh - 1) // 2) * g.dilation_h
 
 
-@inlined
+@borrowing
 def tap_column(j, g):  # type: ignore[no-untyped-def]
     """Return how far the taps of kernel column j lie to the right of the centre of the sample."""
     return (j - (g.kw - 1) // 2) * g.dilation_w
 
 
-@inlined
+@borrowing
 def first_inside(offset):  # type: ignore[no-untyped-def]
     """Return the first position from which `offset` is inside the image."""
     return max(0, -offset)
 
 
-@inlined
+@borrowing
 def end_inside(extent, offset):  # type: ignore[no-untyped-def]
     """Return the end of the positions from which `offset` is inside the image; not after the first if there is none."""
     return min(extent, extent - offset)
 
 
-@inlined
+@borrowing
 def output_row(n, a, b, o, y, g):  # type: ignore[no-untyped-def]
     """Return where the row y of an output, or of a sample that is not reduced, starts."""
     image = ((n * g.samples + a) * g.samples + b) if g.reduce == NONE else n
@@ -67,14 +67,14 @@ def output_row(n, a, b, o, y, g):  # type: ignore[no-untyped-def]
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-@inlined
+@borrowing
 def add_products(row, r, a, a0, b, b0, count):  # type: ignore[no-untyped-def]
     """Add a * b to `count` elements of a row."""
     for k in range(count):
         store(row, r + k, load(row, r + k) + load(a, a0 + k) * load(b, b0 + k))
 
 
-@inlined
+@borrowing
 def stage(terms, row, total):  # type: ignore[no-untyped-def]
     """Count one more term of a chain; move a full chain from `row` to `total` first."""
     if terms > 0 and terms % CHAIN == 0:
@@ -85,7 +85,7 @@ def stage(terms, row, total):  # type: ignore[no-untyped-def]
     return terms + 1
 
 
-@inlined
+@borrowing
 def merge(terms, row, total):  # type: ignore[no-untyped-def]
     """Add the chains that `stage` moved away back to `row`."""
     if terms > CHAIN:
@@ -96,13 +96,13 @@ def merge(terms, row, total):  # type: ignore[no-untyped-def]
 # ---- reductions over samples -----------------------------------------------------------------------------------------
 
 
-@inlined
+@borrowing
 def is_larger(value, best):  # type: ignore[no-untyped-def]
     """Return whether a later sample replaces the best so far: NaN wins, and the first of equals."""
     return value > best or (value != value and best == best)
 
 
-@inlined
+@borrowing
 def reduce_sample(sample, n, a, b, o, y, part, total, out, choice, g):  # type: ignore[no-untyped-def]
     """Take one more sample of a row of outputs, in order: a row of samples is summed in `part` first.
 
@@ -128,7 +128,7 @@ def reduce_sample(sample, n, a, b, o, y, part, total, out, choice, g):  # type: 
                 store(total, k, done + load(part, k))
 
 
-@inlined
+@borrowing
 def store_reduced(n, o, y, total, out, g):  # type: ignore[no-untyped-def]
     """Write a row of outputs once all samples are taken; an output of size 0 is not wanted."""
     if g.reduce != NONE and out.size > 0:
@@ -138,7 +138,7 @@ def store_reduced(n, o, y, total, out, g):  # type: ignore[no-untyped-def]
             store(out, start + k, load(total, k) * gain)
 
 
-@inlined
+@borrowing
 def share(g):  # type: ignore[no-untyped-def]
     """Return what a sample's value counts in its output."""
     return 1.0 / (g.samples * g.samples) if g.reduce == MEAN else 1.0
@@ -150,7 +150,7 @@ def choices(g):  # type: ignore[no-untyped-def]
     return np.zeros(g.N * g.O * g.H * g.W if g.reduce == MAX else 0, np.int16)
 
 
-@inlined
+@borrowing
 def skip(choice, start, x, end, a, b, g):  # type: ignore[no-untyped-def]
     """Return the first pixel from x on, of a row of outputs, whose output sample (a, b) takes part in."""
     if g.reduce == MAX:
@@ -159,7 +159,7 @@ def skip(choice, start, x, end, a, b, g):  # type: ignore[no-untyped-def]
     return x
 
 
-@inlined
+@borrowing
 def run(choice, start, x, end, a, b, g):  # type: ignore[no-untyped-def]
     """Return the end of the pixels from x on, of a row of outputs, whose output sample (a, b) takes part in."""
     if g.reduce != MAX:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.sampled.cpu_mix import OUTS, padded_row, vectors_of_row
 from dynk.kernels.sampled.cpu_rows import CHAIN, is_larger, sample_geometry, share, tap_column, tap_row, to_sample
@@ -41,37 +41,37 @@ def channel_sum_task(task, x, channel_sum, geometry):  # type: ignore[no-untyped
         store(channel_sum, task * g.W + k, channel_sum.dtype.type(load(row, k)))
 
 
-@inlined
+@borrowing
 def outputs_from(o, outs, g):  # type: ignore[no-untyped-def]
     """Set the numbers of OUTS outputs from o on; the last one again where there are no more."""
     for k in range(OUTS):
         outs[k] = min(o + k, g.O - 1)
 
 
-@inlined
+@borrowing
 def shared_size(like, g):  # type: ignore[no-untyped-def]
     return g.kh * g.kw * vectors_of_row(like, g) * OUTS * vector.lanes(like)
 
 
-@inlined
+@borrowing
 def first_shared(g):  # type: ignore[no-untyped-def]
     """Return the first tap that sees the channel sum."""
     return 0 if g.has_within != 0 else centre_tap(g)
 
 
-@inlined
+@borrowing
 def end_shared(g):  # type: ignore[no-untyped-def]
     """Return the end of the taps that see the channel sum."""
     return g.kh * g.kw if g.has_within != 0 else centre_tap(g) + g.kernel_residual
 
 
-@inlined
+@borrowing
 def is_read_outside(g):  # type: ignore[no-untyped-def]
     """Return whether taps of samples that are centred outside the image are read."""
     return g.has_position_attention == 0 or g.position_residual != 0
 
 
-@inlined
+@borrowing
 def centre_tap(g):  # type: ignore[no-untyped-def]
     return (g.kh - 1) // 2 * g.kw + (g.kw - 1) // 2
 
@@ -91,19 +91,19 @@ def load_shared(n, outs, y, within, shared, g):  # type: ignore[no-untyped-def]
             vector.store(shared, to, vector.add(filters, added))
 
 
-@inlined
+@borrowing
 def taps_of(n, k, y, outs, g):  # type: ignore[no-untyped-def]
     """Return where row y of tap k of some outputs starts in `within` and the attention of positions."""
     taps = g.kh * g.kw
     return vector.spaced((n * g.O * taps + k) * g.H * g.W + y * g.W, taps * g.H * g.W, outs)
 
 
-@inlined
+@borrowing
 def positions_size(like, g):  # type: ignore[no-untyped-def]
     return g.has_position_attention * g.kh * g.kw * OUTS * padded_row(like, g)
 
 
-@inlined
+@borrowing
 def load_positions(n, outs, h, position_attention, positions, numbers, g):  # type: ignore[no-untyped-def]
     """Copy a row of the image's attention of positions, which is the residual alone outside the image."""
     size, row, four = vector.lanes(positions), padded_row(positions, g), vector.pick(outs, (0, 1, 2, 3))
@@ -116,7 +116,7 @@ def load_positions(n, outs, h, position_attention, positions, numbers, g):  # ty
             vector.store(positions, vector.spaced(k * OUTS * row + x, row, (0, 1, 2, 3)), weights)
 
 
-@inlined
+@borrowing
 def form_samples(  # type: ignore[no-untyped-def]
     n, outs, y, shared, position_attention, channel_sum, positions, samples, starts, masks, numbers, g
 ):
@@ -161,7 +161,7 @@ def form_samples(  # type: ignore[no-untyped-def]
                 vector.store(samples, here, total)
 
 
-@inlined
+@borrowing
 def attend_samples(n, outs, y, sample_attention, samples, numbers, g):  # type: ignore[no-untyped-def]
     """Multiply samples by their attention."""
     size, four = vector.lanes(samples), vector.pick(outs, (0, 1, 2, 3))
@@ -176,7 +176,7 @@ def attend_samples(n, outs, y, sample_attention, samples, numbers, g):  # type: 
             vector.store(samples, here, vector.mul(vector.load(samples, here), weights))
 
 
-@inlined
+@borrowing
 def reduce_samples(n, outs, y, samples, out, numbers, g):  # type: ignore[no-untyped-def]
     """Write a row of outputs: the sum or mean of their samples, or these themselves."""
     size, four = vector.lanes(samples), vector.pick(outs, (0, 1, 2, 3))
@@ -199,7 +199,7 @@ def reduce_samples(n, outs, y, samples, out, numbers, g):  # type: ignore[no-unt
             )
 
 
-@inlined
+@borrowing
 def choose_samples(n, outs, y, samples, out, choice, g):  # type: ignore[no-untyped-def]
     """Write the largest samples of a row of outputs, or say which they are: that of the two which is not empty."""
     size, count = vector.lanes(samples), g.samples * g.samples
