@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import dynk
-from dynk._operator import FAMILIES
+from dynk._operator import FAMILIES, operators
 from dynk.kernels.common import compile as kernels_compile
 from dynk.kernels.common import numeric
 from dynk.kernels.common.compile import kernel
@@ -340,6 +340,28 @@ def test_calls_from_data_loader_workers(context, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(numba.config.DISABLE_JIT, reason="plain Python makes no arrays of Numba's")
+@pytest.mark.parametrize("name", operators())
+def test_every_array_a_kernel_makes_is_freed(name):
+    code = f"""
+import numpy as np
+from numba.core.runtime import _nrt_python, rtsys
+from dynk._operator import operators
+from dynk.testing import rounded, sample_calls
+
+_nrt_python.memsys_enable_stats()
+for call in sample_calls(operators()["{name}"], "float32", np.random.default_rng(0)):
+    grad_out = rounded(np.ones(call.plan.out_shape), "float32")
+    before = rtsys.get_allocation_stats()
+    call.forward(), call.backward(grad_out)
+    after = rtsys.get_allocation_stats()
+    assert after.alloc - before.alloc == after.free - before.free
+    assert after.mi_alloc - before.mi_alloc == after.mi_free - before.mi_free
+print("freed")
+"""
+    assert run(code) == "freed\n"
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread only")

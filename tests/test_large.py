@@ -33,7 +33,7 @@ from emulated import EmulatedCupy, EmulatedNumba
 from dynk._operator import Plan, operators
 from dynk.kernels.common import cuda_launch
 from dynk.kernels.common.dtypes import STORAGE
-from dynk.kernels.common.run_cpu import _read as read
+from dynk.kernels.common.run_cpu import arrays_read
 from dynk.kernels.deformable import cupy_raw_call, cupy_raw_gather
 from dynk.testing import Call, assert_close, rounded
 
@@ -176,7 +176,7 @@ def test_cpu(case: str) -> None:
         kernel = of_last_tasks(getattr(call.op.launchers("cpu"), f"{call.op.launcher}_{direction}"))
         absent = sparse((0,), call.plan.dtype)
         results = [absent if array is None else array.reshape(-1) for array in outputs]
-        given = read(call.op, direction, tuple(inputs), absent)
+        given = arrays_read(call.op, direction, tuple(inputs), absent)
         kernel(*given, *results, call.plan.geometry_array, call.plan.reals_array)
 
     run("forward", inputs, [out])
@@ -297,11 +297,8 @@ def spaced(name: str, groups: int, dtype: str) -> tuple[Call, Call]:
     image = sparse((1, CHANNELS, extent, extent), dtype).view(x.dtype)
     image[:, :, ::SPACE, ::SPACE] = x
     assert image.size > LIMIT
-    large, small = ((image, far), (x, near))
-    large, small = (
-        Call(operators()[name], (array, *rest), options | {"groups": groups}) for array, options in (large, small)
-    )
-    return large, small
+    op, own = operators()[name], {"groups": groups}
+    return Call(op, (image, *rest), far | own), Call(op, (x, *rest), near | own)
 
 
 each_spaced = pytest.mark.parametrize(("name", "groups"), SPACED)

@@ -101,7 +101,7 @@ def run(
         }
         print(json.dumps({**facts, "verdict": verdict(scores)}, indent=2))
         return 0
-    _print_table(found, talk)
+    _print_table(found, min(scores, key=lambda name: scores[name]), talk)
     talk.print(f"{verdict(scores)} {output} shows it. {seconds:.0f} s in all.")
     return 0
 
@@ -159,14 +159,13 @@ def _table(scores: dict[str, float], own_scores: list[float]) -> dict[str, Any]:
     }
 
 
-def _print_table(found: dict[str, Any], console: Console) -> None:
+def _print_table(found: dict[str, Any], best: str, console: Console) -> None:
     from rich.table import Table
 
     first, *others = found["columns"]
     table = Table(first, title=found["title"], title_justify="left")
     for column in others:
         table.add_column(column, justify="right")
-    best = min(found["rows"], key=lambda row: float(row[1].split()[0]))
     for row in found["rows"]:
-        table.add_row(*row, style="bold green" if row is best else "")
+        table.add_row(*row, style="bold green" if row[0] == best else "")
     console.print(table)

@@ -1,4 +1,4 @@
-"""Decorators for the Numba CPU kernels: `kernel` for entry points, `inlined` for what they call.
+"""Decorators for the Numba CPU kernels: `kernel` for entry points, `borrowing` and `inlined` for what they call.
 
 No fast-math but contraction to fused multiply-add: NaN, infinity and the order of sums are part of the contract.
 """
@@ -34,7 +34,7 @@ def inlined(function: Callable[..., Any]) -> Any:
 
 
 def borrowing(function: Callable[..., Any]) -> Any:
-    """Compile a function that only kernels call and that makes no arrays.
+    """Compile a function that only kernels call and that makes no arrays, nor is handed new ones: they would leak.
 
     Those it is passed are not counted as new references, which would cost more than a short loop.
     """

@@ -54,7 +54,7 @@ def kernel_inputs(op: Operator, direction: str) -> tuple[tuple[str, bool], ...]:
     return tuple((name, words) for name in names for words in ((False, True) if name in op.integers else (False,)))
 
 
-def _read(op: Operator, direction: str, inputs: tuple[Any, ...], absent: Any) -> list[Any]:
+def arrays_read(op: Operator, direction: str, inputs: tuple[Any, ...], absent: Any) -> list[Any]:
     """Return the arrays that a kernel of an operator that may get integers reads."""
     names = ("grad_out", *op.arrays) if direction == "backward" else op.arrays
     given = dict(zip(names, inputs, strict=True))
@@ -87,7 +87,7 @@ def run(
     kernel = _kernel(op, direction)
     absent = _ABSENT[plan.dtype]
     if op.integers:
-        read = _read(op, direction, inputs, absent)
+        read = arrays_read(op, direction, inputs, absent)
         arrays = read + [absent if a is None else flat(a) for a in outputs]
     else:
         arrays = [absent if a is None else flat(a) for a in (*inputs, *outputs)]
