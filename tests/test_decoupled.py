@@ -194,6 +194,35 @@ def test_a_tap_outside_the_image_is_not_read(lane: Lane) -> None:
 
 
 @each_lane
+@pytest.mark.parametrize(
+    ("op", "kernel", "options"),
+    [
+        (DDF, (3, 3), {}),
+        (DDF, (5, 5), {}),
+        (DDF, (2, 3), {"stride": (2, 1)}),
+        (DDF, (1, 3), {"stride": (2, 1)}),
+        (DDF_UPSAMPLE, (3, 3), {"scale": 2}),
+        (DDF_UPSAMPLE, (3, 3), {"scale": 3}),
+    ],
+)
+def test_what_is_not_finite_stays_where_it_is_read(lane: Lane, op: Any, kernel: Any, options: Any) -> None:
+    """At the ends of rows, next to pixels of the next and the last row, and amid whole vectors."""
+    N, C, H, W = 2, 8, 6, 40
+    s, (stride, _) = options.get("scale", 1), options.get("stride", (1, 1))
+    sub_pixels = (s, s) if s > 1 else ()
+    x, channel = normal(lane.dtype, N, C, H, W), normal(lane.dtype, N, C, *sub_pixels, *kernel)
+    spatial = normal(lane.dtype, N, 2, *sub_pixels, *kernel, -(-H // stride), W)
+    call = Call(op, (x, spatial, channel), options)
+    grad_out = normal(lane.dtype, *call.plan.out_shape)
+    for array in (x, grad_out):
+        array[0, 1, 2, 0] = array[0, 5, 1, -1] = array[1, 7, -1, -1] = np.inf
+        array[0, 0, 0, 0] = array[1, 2, 0, -1] = array[1, 6, 2, 17] = np.nan
+    assert_close(lane.forward(call), *call.expected_forward())
+    for gradient, want, magnitude in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):
+        assert_close(gradient, want, magnitude)
+
+
+@each_lane
 @pytest.mark.parametrize("op", [DDF, DDF_UPSAMPLE], ids=lambda op: op.name)
 def test_empty_batch(lane: Lane, op: Any) -> None:
     shapes, options = op.samples[0]

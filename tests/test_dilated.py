@@ -268,8 +268,10 @@ def test_a_dilation_counts_only_where_its_tap_is_inside(lane: Lane) -> None:
         ((1, 2, 30, 30), (2, 2, 7, 7), {"dilations": (1, 2, 3, 4, 5, 6, 7, 8)}),
         ((3, 4, 40, 41), (4, 1, 9, 9), {"groups": 4, "dilations": (2, 1)}),
         ((1, 1, 1, 1), (1, 1, 1, 1), {"dilations": (1,)}),
+        ((1, 2, 300, 150), (4, 1, 3, 3), {"groups": 2, "dilations": ((2, 9), (11, 1))}),
+        ((1, 2, 3, 40), (2, 1, 3, 3), {"groups": 2, "dilations": (1, 20_000)}),
     ],
-    ids=["channels", "outputs", "dilations", "taps", "least"],
+    ids=["channels", "outputs", "dilations", "taps", "least", "rows", "far taps"],
 )
 def test_sums_of_several_chains_and_blocks(lane: Lane, image: Any, kernel: Any, options: Any) -> None:
     """More terms than one chain takes, and more channels, outputs and taps than one block."""

@@ -65,6 +65,22 @@ def slid(source, out, by):
     vector.store(out, (0, 32), vector.slid(low, high, by))
 
 
+def unzipped(source, out):
+    low, high = vector.load(source, (0, 1)), vector.load(source, (20, 21))
+    vector.store(out, (0, 32), vector.unzipped(low, high, 0))
+    vector.store(out, (16, 48), vector.unzipped(low, high, 1))
+
+
+@each_dtype
+def test_unzipped(dtype):
+    source = numbers(dtype)
+    out, size = agree(unzipped, source, numbers(dtype, 1))[1], vector.lanes(source)
+    for first, start in ((0, 0), (1, 32)):
+        both = np.concatenate([source[first : first + size], source[20 + first : 20 + first + size]])
+        np.testing.assert_array_equal(out[start : start + size], both[::2])
+        np.testing.assert_array_equal(out[start + 16 : start + 16 + size], both[1::2])
+
+
 @each_dtype
 @pytest.mark.parametrize("by", range(8))
 def test_slid(dtype, by):
@@ -88,6 +104,19 @@ def test_roots_and_quotients(dtype):
     )
     x = widen(source, dtype)[1 : size + 1].astype(out.dtype)
     np.testing.assert_array_equal(out[1 : size + 1], (np.abs(x) + 3) / 3)
+
+
+def doubtful(source, out):
+    vector.store(out, (0, vector.lanes(source)), vector.zero_or_nan(vector.load(source, (0, 1))))
+
+
+@each_dtype
+def test_lanes_that_are_not_finite(dtype):
+    source = numbers(dtype)
+    source[2:5] = narrow(np.array([np.nan, np.inf, -np.inf]), dtype)
+    out, size = agree(doubtful, source, numbers(dtype, 1))[1], vector.lanes(source)
+    expected = np.where(np.isfinite(widen(source, dtype)), 0, np.nan)
+    np.testing.assert_array_equal(widen(out, dtype)[: 2 * size], np.append(expected[:size], expected[1 : size + 1]))
 
 
 def summed(source, sums):
@@ -243,19 +272,18 @@ def test_stores_round_as_scalars_do(dtype):
     np.testing.assert_array_equal(widen(out, dtype), widen(narrow(values.astype(np.float64), dtype), dtype))
 
 
-def streamed(source, out, first, past):
+def streamed(source, out, first):
     for k in range(2):
-        vector.stream(out, first + k * vector.lanes(out), vector.load(source, k * vector.lanes(out)), past)
+        vector.stream(out, first + k * vector.lanes(out), vector.load(source, k * vector.lanes(out)))
     vector.drain()
 
 
 @each_dtype
-@pytest.mark.parametrize("past", [0, 1])
 @pytest.mark.parametrize("first", range(9))
-def test_writes_past_the_caches_are_the_same(dtype, past, first):
+def test_writes_past_the_caches_are_the_same(dtype, first):
     """At every alignment to their pieces of 16 bytes."""
     source, before = numbers(dtype), numbers(dtype, 1)
-    out = agree(streamed, source, before, first, past)[1]
+    out = agree(streamed, source, before, first)[1]
     count = 2 * vector.lanes(out)
     np.testing.assert_array_equal(out[first : first + count], source[:count])
     np.testing.assert_array_equal(
@@ -266,7 +294,7 @@ def test_writes_past_the_caches_are_the_same(dtype, past, first):
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for an instruction of x86")
 def test_writes_past_the_caches_are_in_the_machine_code():
     compiled = numba.njit(streamed)
-    compiled(numbers("float32"), numbers("float32"), 0, 1)
+    compiled(numbers("float32"), numbers("float32"), 0)
     (code,) = compiled.inspect_asm().values()
     assert "movnt" in code
 

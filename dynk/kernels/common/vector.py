@@ -168,8 +168,8 @@ def accumulate(sums: Any, i: Any, value: Any) -> None:
 
 
 @lowered(vector_llvm.stream, _nothing)
-def stream(array: Any, i: Any, value: Any, past: Any) -> None:
-    """Write as `store` does, but past the caches if `past` is not 0 and the place is aligned; `drain` must follow."""
+def stream(array: Any, i: Any, value: Any) -> None:
+    """Write as `store` does, but past the caches where the place is aligned; `drain` must follow."""
     store(array, i, value)
 
 
@@ -291,6 +291,12 @@ def within(a: Any, low: Any, high: Any) -> Any:
     return _each(inside, a)
 
 
+@lowered(vector_llvm.zero_or_nan, lambda a: a)
+def zero_or_nan(a: Any) -> Any:
+    """Return 0 in the lanes that are finite, NaN in the others."""
+    return _each(_ieee(lambda a: a - a), a)
+
+
 @lowered(vector_llvm.fma, _as_second)
 def fma(a: Any, b: Any, c: Any) -> Any:
     """Return a * b + c, rounded once where the processor can."""
@@ -318,6 +324,12 @@ def zipped(even: Any, odd: Any, upper: Any) -> Any:
         return np.stack([even, odd], 1).reshape(2, -1)[1 if upper else 0][: 2 * half]
 
     return _each(one, even, odd)
+
+
+@lowered(vector_llvm.unzipped, _as_second)
+def unzipped(low: Any, high: Any, odd: Any) -> Any:
+    """Return the even or the odd lanes of two vectors that follow each other."""
+    return _each(lambda low, high: np.concatenate([low, high])[1 if odd else 0 :: 2], low, high)
 
 
 @lowered(vector_llvm.looked_up, _as_first)

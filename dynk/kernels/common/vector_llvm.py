@@ -187,14 +187,13 @@ def accumulate(context: Any, builder: Any, kinds: Any, values: Any) -> None:
 
 
 def stream(context: Any, builder: Any, kinds: Any, values: Any) -> None:
-    array, (data, i, value, past) = kinds[0], values
+    array, (data, i, value) = kinds[0], values
     _check(context, builder, array, data, i, ir.Constant(_WORD, 1), _lanes_of(value.type.count))
     stored = _narrowed(builder, array, value)
     pointer = _vector_pointer(context, builder, array, data, i)
     place = builder.and_(builder.ptrtoint(pointer, _WORD), ir.Constant(_WORD, _PIECE - 1))
     aligned = builder.icmp_unsigned("==", place, ir.Constant(_WORD, 0))
-    streamed = builder.and_(builder.icmp_signed("!=", past, ir.Constant(_WORD, 0)), aligned)
-    with builder.if_else(streamed) as (then, otherwise):
+    with builder.if_else(aligned) as (then, otherwise):
         with then:
             count = _PIECE * 8 // array.dtype.bitwidth
             first = builder.bitcast(pointer, ir.VectorType(stored.type.element, count).as_pointer())
@@ -345,6 +344,10 @@ def within(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return builder.zext(builder.bitcast(is_in, ir.IntType(kind.count)), _WORD)
 
 
+def zero_or_nan(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    return builder.fsub(values[0], values[0])
+
+
 def fma(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     # Not llvm.fma, which is a call to a slow function where the processor has no such instruction.
     kind = values[0].type
@@ -388,6 +391,13 @@ def zipped(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
         for first in (0, count)
     ]
     return builder.select(builder.icmp_signed("!=", upper, ir.Constant(_WORD, 0)), *reversed(halves))
+
+
+def unzipped(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    low, high, odd = values
+    count = low.type.count
+    parts = [builder.shuffle_vector(low, high, _integers(list(range(first, 2 * count, 2)))) for first in (0, 1)]
+    return builder.select(builder.icmp_signed("!=", odd, ir.Constant(_WORD, 0)), *reversed(parts))
 
 
 def slid(context: Any, builder: Any, kinds: Any, values: Any) -> Any:

@@ -14,15 +14,19 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined, kernel
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.decoupled.cpu_norm import filter_norm_backward, filter_norm_forward
 from dynk.kernels.decoupled.cpu_products import merge_parts, products_band, split_products
 from dynk.kernels.decoupled.cpu_sums import sum_band
 from dynk.kernels.decoupled.cpu_sweep import (
+    anchors_of,
     filter_geometry,
     over_anchors,
     over_pixels,
+    over_positions,
+    reach_of,
     split,
     taps_of_anchors,
     taps_of_pixels,
@@ -56,7 +60,7 @@ def ddf_backward(  # type: ignore[no-untyped-def]
         for task in prange(g.N * phases * s.bands * s.blocks):
             _grad_x_task(np.int64(task), grad_out, spatial, channel, grad_x, geometry)
     if grad_spatial.size > 0 or grad_channel.size > 0:
-        s = split_products(x, over_anchors(g), grad_spatial.size > 0, g)
+        s = split_products(x, over_positions(g), grad_spatial.size > 0, g)
         bands = s.bands  # a number: loops over tasks cannot take named tuples
         merging = grad_channel.size > 0 and bands > 1
         parts = accumulators(x, bands * grad_channel.size if merging else 0)
@@ -79,7 +83,8 @@ def _forward_task(task, x, spatial, channel, out, geometry):  # type: ignore[no-
     n, c0, v0 = task // (s.bands * s.blocks), task % s.blocks * s.block, task // s.blocks % s.bands * s.band
     c1, v1 = min(c0 + s.block, g.C), min(v0 + s.band, s.vectors)
     planes = (g.H * g.W, sub_pixels * g.Ho * g.Wo)
-    sum_band(n, c0, c1, v0, v1, x, spatial, channel, out, sweep, taps_of_anchors(g), sub_pixels, planes, g)
+    taps = taps_of_anchors(g)
+    sum_band(n, c0, c1, v0, v1, x, spatial, channel, out, sweep, taps, reach_of(taps), sub_pixels, planes, (0, 0), g)
 
 
 @inlined
@@ -93,7 +98,12 @@ def _grad_x_task(task, grad_out, spatial, channel, grad_x, geometry):  # type: i
     own = split(grad_x, sweep, 1, g.C)
     c1, v1 = min(c0 + s.block, g.C), max(v0, min(v0 + s.band, own.vectors))
     planes = (g.scale * g.scale * g.Ho * g.Wo, g.H * g.W)
-    sum_band(n, c0, c1, v0, v1, grad_out, spatial, channel, grad_x, sweep, taps_of_pixels(phase, g), 1, planes, g)
+    taps, size = taps_of_pixels(phase, 0, g), vector.lanes(grad_x)
+    reach, apart = reach_of(taps), (0, 0)
+    if g.scale > 1 and v0 < v1:
+        apart = anchors_of(v0 * size, v1 * size, sweep, taps)
+        taps = taps_of_pixels(phase, apart[1], g)
+    sum_band(n, c0, c1, v0, v1, grad_out, spatial, channel, grad_x, sweep, taps, reach, 1, planes, apart, g)
 
 
 @inlined
@@ -101,7 +111,7 @@ def _filters_task(  # type: ignore[no-untyped-def]
     task, grad_out, x, spatial, channel, grad_spatial, grad_channel, parts, geometry
 ):
     g = filter_geometry(geometry)
-    sweep = over_anchors(g)
+    sweep = over_positions(g)
     s = split_products(x, sweep, grad_spatial.size > 0, g)
     n, band, c0 = task // (s.bands * s.blocks), task // s.blocks % s.bands, task % s.blocks * s.block
     products_band(

@@ -12,6 +12,7 @@ import numpy as np
 from dynk.kernels.common import numeric, vector
 from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, fill
+from dynk.kernels.decoupled.cpu_apart import room_for, take_apart
 from dynk.kernels.decoupled.cpu_sums import CHAIN
 from dynk.kernels.decoupled.cpu_sweep import (
     FIELDS,
@@ -46,8 +47,8 @@ def products_band(  # type: ignore[no-untyped-def]
 ):
     """Form the terms of one band for the channels c0 <= c < c1."""
     size = vector.lanes(x)
-    first = band * s.band
-    fields, masks = vectors_of(sweep, taps, first, min(first + s.band, s.vectors), size)
+    first, last = band * s.band, min(band * s.band + s.band, s.vectors)
+    fields, masks = vectors_of(sweep, taps, first, last, size)
     all_taps, share = g.scale * g.scale * g.kh * g.kw, g.C // g.G
     want_spatial = grad_spatial.size > 0
     span = fields.size // FIELDS * size if want_spatial else 0
@@ -56,6 +57,10 @@ def products_band(  # type: ignore[no-untyped-def]
     sums = accumulators(x, all_taps * size * 4)
     unit = accumulators(x, 1)
     unit[0] = 1
+    # Where there are sub-pixels, those of the band's positions are taken apart; lanes beyond the band read the margin.
+    top, bottom = first * size, min(last * size, g.Ho * g.Wo)
+    span = bottom - top if g.scale > 1 else 0
+    grads = room_for(grad_out, 4, size, span, g) if span > 0 else grad_out
     c = c0
     while c < c1:
         room = min(c1, (c // share + 1) * share) - c  # channels that share a spatial filter
@@ -65,7 +70,11 @@ def products_band(  # type: ignore[no-untyped-def]
             fill(rows, 0)
         count = 4 if room >= 4 else 1
         fill(sums, 0)
-        _add_channels(n, c, count, grad_out, x, spatial, channel, rows, sums, unit, fields, masks, sweep, taps, g)
+        planes = ((n * g.C + c) * g.Ho * g.Wo, g.Ho * g.Wo, 0)
+        if span > 0:
+            take_apart(grad_out, n * g.C + c, count, top, bottom, grads, size, span, g)
+            planes = (size - top, g.scale * g.scale * span, span)
+        _add_channels(n, c, count, grads, planes, x, spatial, channel, rows, sums, unit, fields, masks, sweep, taps, g)
         if grad_channel.size > 0:
             for u in range(count):
                 for k in range(all_taps):
@@ -107,14 +116,17 @@ def _write_rows(first, rows, grad_spatial, fields, all_taps, g):  # type: ignore
 
 @borrowing
 def _add_channels(  # type: ignore[no-untyped-def]
-    n, c, count, grad_out, x, spatial, channel, rows, sums, unit, fields, masks, sweep, taps, g
+    n, c, count, grads, planes, x, spatial, channel, rows, sums, unit, fields, masks, sweep, taps, g
 ):
-    """Add the products of four channels or one to the sums of every tap."""
+    """Add the products of four channels or one to the sums of every tap.
+
+    `planes` are where the gradients of the outputs begin in `grads`, and how far apart those of channels and sub-pixels
+    are.
+    """
     filter_taps, vectors = g.kh * g.kw, fields.size // FIELDS
     reach, image = reach_of(taps) + vector.lanes(x), n * g.C + c
-    inside = sweep.value_step == 1 and g.scale == 1
-    inside = inside and image * g.H * g.W >= reach and (image + 4) * g.H * g.W + reach <= x.size
-    inside = inside and (image + 4) * g.Ho * g.Wo + vector.lanes(x) <= grad_out.size
+    inside = sweep.value_step == 1 and image * g.H * g.W >= reach and (image + 4) * g.H * g.W + reach <= x.size
+    inside = inside and (planes[2] > 0 or (image + 4) * g.Ho * g.Wo + vector.lanes(x) <= grads.size)
     for pq in range(g.scale * g.scale):
         for first in range(0, vectors, CHAIN):
             last = min(first + CHAIN, vectors)
@@ -122,20 +134,20 @@ def _add_channels(  # type: ignore[no-untyped-def]
             while k < filter_taps:
                 if count == 1:
                     _add_four(
-                        first, last, n, c, pq, k, (0,), (0,), (0,), grad_out, x, spatial, channel, rows, sums, unit,
-                        fields, masks, sweep, taps, g
+                        first, last, n, c, pq, k, (0,), (0,), (0,), grads, planes, x, spatial, channel, rows, sums,
+                        unit, fields, masks, sweep, taps, g
                     )  # fmt: skip
                     k += 1
                 elif k + 3 > filter_taps or not inside:
                     _add_four(
-                        first, last, n, c, pq, k, (0, 1, 2, 3), (0, 0, 0, 0), (0,), grad_out, x, spatial, channel, rows,
-                        sums, unit, fields, masks, sweep, taps, g
+                        first, last, n, c, pq, k, (0, 1, 2, 3), (0, 0, 0, 0), (0,), grads, planes, x, spatial, channel,
+                        rows, sums, unit, fields, masks, sweep, taps, g
                     )  # fmt: skip
                     k += 1
                 else:
                     _add_twelve(
                         first, last, n, c, pq, k, (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3),
-                        (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2), (0, 1, 2), grad_out, x, spatial, channel, rows, sums,
+                        (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2), (0, 1, 2), grads, planes, x, spatial, channel, rows, sums,
                         unit, fields, masks, sweep, taps, g
                     )  # fmt: skip
                     k += 3
@@ -151,18 +163,17 @@ def _add_products(side_by_side: bool):  # type: ignore[no-untyped-def]
 
     @inlined
     def add_products(  # type: ignore[no-untyped-def]
-        first, last, n, c, pq, k, of_channels, of_taps, numbers, grad_out, x, spatial, channel, rows, sums, unit,
+        first, last, n, c, pq, k, of_channels, of_taps, numbers, grads, planes, x, spatial, channel, rows, sums, unit,
         fields, masks, sweep, taps, g
     ):  # fmt: skip
         size, count, vectors = vector.lanes(x), g.kh * g.kw, fields.size // FIELDS
         tap, all_taps, image = pq * count + k, g.scale * g.scale * count, n * g.C + c
-        plane, filter_plane, result_plane = g.H * g.W, g.Ho * g.Wo, g.scale * g.scale * g.Ho * g.Wo
-        step, scale = (1, 1) if side_by_side else (sweep.value_step, g.scale)
+        plane, filter_plane = g.H * g.W, g.Ho * g.Wo
+        step = 1 if side_by_side else sweep.value_step
         product = g.has_spatial != 0 and g.add == 0
         values = vector.spaced(image * plane, plane, of_channels)
         values = vector.shift(values, vector.pick(taps, vector.spaced(k * TAP + VALUE, TAP, of_taps)))
-        sub_pixel = pq // g.scale * g.Wo * g.scale + pq % g.scale
-        grads = vector.spaced(image * result_plane + sub_pixel, result_plane, of_channels)
+        results = vector.spaced(planes[0] + pq * planes[2], planes[1], of_channels)
         group = n * g.G + c // (g.C // g.G)
         filters = vector.spaced((group * all_taps + tap) * filter_plane, filter_plane, of_taps)
         if g.has_channel != 0 and g.add == 0:
@@ -177,7 +188,7 @@ def _add_products(side_by_side: bool):  # type: ignore[no-untyped-def]
             row = vector.spaced((tap * vectors + v) * size, vectors * size, numbers)
             if side_by_side and fields[v * FIELDS + WHOLE] != 0:
                 terms = vector.mul(
-                    vector.load(grad_out, vector.shift(grads, result)), vector.load(x, vector.shift(values, value))
+                    vector.load(grads, vector.shift(results, result)), vector.load(x, vector.shift(values, value))
                 )
                 if product:
                     total = vector.fma(vector.load(spatial, here), terms, total)
@@ -189,10 +200,10 @@ def _add_products(side_by_side: bool):  # type: ignore[no-untyped-def]
                 positions = fields[v * FIELDS + POSITIONS]
                 mask = vector.pick(masks, vector.spaced(v * count + k, 1, of_taps))
                 if side_by_side:
-                    grad = vector.load(grad_out, vector.shift(grads, result))
+                    grad = vector.load(grads, vector.shift(results, result))
                     terms = vector.mul(grad, vector.load(x, vector.shift(values, value)))
                 else:
-                    grad = vector.load_where(grad_out, vector.shift(grads, result), scale, positions)
+                    grad = vector.load_where(grads, vector.shift(results, result), 1, positions)
                     terms = vector.mul(grad, vector.load_where(x, vector.shift(values, value), step, mask))
                 if product:
                     after = vector.fma(vector.load_where(spatial, here, 1, mask), terms, total)

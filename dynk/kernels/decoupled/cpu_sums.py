@@ -10,6 +10,7 @@ from __future__ import annotations
 from dynk.kernels.common import numeric, vector
 from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.common.numeric import fill, unset
+from dynk.kernels.decoupled.cpu_apart import room_for, take_apart
 from dynk.kernels.decoupled.cpu_sweep import (
     FIELDS,
     FILTER,
@@ -24,7 +25,6 @@ from dynk.kernels.decoupled.cpu_sweep import (
     VALUE,
     WEIGHT,
     WHOLE,
-    reach_of,
     vectors_of,
 )
 
@@ -35,78 +35,85 @@ STREAM_BYTES = 32 << 20
 
 @embedded
 def sum_band(  # type: ignore[no-untyped-def]
-    n, c0, c1, first, last, values, spatial, channel, result, sweep, taps, sub_pixels, planes, g
+    n, c0, c1, first, last, source, spatial, channel, result, sweep, taps, reach, sub_pixels, planes, apart, g
 ):
     """Write the sums of all taps for the vectors first <= v < last of some channels.
 
     `sub_pixels` results of each position use one set of taps after the other; `planes` are the sizes of a channel's
-    plane of values and of results.
+    plane of values and of results. No tap stands farther than `reach` elements from its position. `apart` are the first
+    and the number of the anchors whose values are to be taken apart.
     """
-    size = vector.lanes(values)
+    size = vector.lanes(source)
     tables = vectors_of(sweep, taps, first, last, size)
-    fields, masks = tables
-    share, side = g.C // g.G, _square_of(taps, sweep, g)
-    reach, count = reach_of(taps) + 2 * size, fields.size // FIELDS
-    filters = unset(values, (count if g.has_spatial != 0 else 1) * sub_pixels * taps.size // TAP * size)
-    weights = unset(values, sub_pixels * taps.size // TAP * 4)
-    if g.has_spatial == 0:
-        fill(filters, 1)
+    share, columns, count = g.C // g.G, _columns_of(taps, sweep, g), tables[0].size // FIELDS
+    filters = unset(source, count * sub_pixels * taps.size // TAP * size)
+    weights = unset(source, sub_pixels * taps.size // TAP * 4)
     if g.has_channel == 0:
         fill(weights, 1)
     past = 1 if result.size * result.itemsize > STREAM_BYTES else 0
-    c = c0
+    margin, span, c = reach + 2 * size, apart[1], c0
+    values = room_for(source, 4, margin, span, g) if span > 0 else source
+    plane = g.scale * g.scale * span if span > 0 else planes[0]
     while c < c1:
-        if g.has_spatial != 0 and (c == c0 or c % share == 0):
-            _gather_filters(n * g.G + c // share, spatial, filters, fields, masks, taps, sub_pixels, g)
+        image = n * g.C + c
+        if c == c0 or (g.has_spatial != 0 and c % share == 0):
+            _gather_filters(n * g.G + c // share, spatial, filters, tables, taps, sub_pixels, g)
         room = min(c1, (c // share + 1) * share) - c  # channels that share a spatial filter
         number = 4 if room >= 4 else 1
         if g.has_channel != 0:
-            _gather_weights(n * g.C + c, number, channel, weights, taps, sub_pixels, g)
+            _gather_weights(image, number, channel, weights, taps, sub_pixels, g)
+        start = image * plane
+        if span > 0:
+            take_apart(source, image, number, apart[0], apart[0] + span, values, margin, span, g)
+            start = margin - apart[0]
         if number == 1:
             _sums(
-                0, count, n, c, (0,), values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past, g
-            )
+                0, count, start, plane, image, (0,), values, filters, weights, result, tables, sweep, taps, sub_pixels,
+                planes, past, g
+            )  # fmt: skip
             c += 1
             continue
-        pack, start = (0, 1, 2, 3), (n * g.C + c) * planes[0]
-        begin, end = 0, count if side > 0 else 0  # vectors around which so much is inside the array
-        while begin < end and start + fields[begin * FIELDS + FIRST_VALUE] < reach:
+        pack = (0, 1, 2, 3)
+        begin, end = 0, count if columns > 0 else 0  # vectors around which so much is inside the array
+        while span == 0 and begin < end and start + tables[0][begin * FIELDS + FIRST_VALUE] < margin:
             begin += 1
-        while begin < end and start + 3 * planes[0] + fields[end * FIELDS - FIELDS + FIRST_VALUE] + reach > values.size:
+        past_end = start + 3 * plane + margin - values.size
+        while span == 0 and begin < end and past_end + tables[0][end * FIELDS - FIELDS + FIRST_VALUE] > 0:
             end -= 1
-        if side == 3:
-            _sums_3x3(
-                begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past,
-                g
+        if columns == 3:
+            _sums_of_3(
+                begin, end, start, plane, image, pack, values, filters, weights, result, tables, sweep, taps,
+                sub_pixels, planes, past, g
             )  # fmt: skip
-        elif side == 5:
-            _sums_5x5(
-                begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past,
-                g
+        elif columns == 5:
+            _sums_of_5(
+                begin, end, start, plane, image, pack, values, filters, weights, result, tables, sweep, taps,
+                sub_pixels, planes, past, g
             )  # fmt: skip
         for v0, v1 in ((0, begin), (end, count)):
             if v0 < v1:
                 _sums(
-                    v0, v1, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past,
-                    g
+                    v0, v1, start, plane, image, pack, values, filters, weights, result, tables, sweep, taps,
+                    sub_pixels, planes, past, g
                 )  # fmt: skip
         c += 4
     vector.drain()
 
 
 @borrowing
-def _square_of(taps, sweep, g):  # type: ignore[no-untyped-def]
-    """Return the side of a square filter whose rows read values side by side and for which there is code, else 0."""
-    count = taps.size // TAP
-    side = 3 if count == 9 else 5 if count == 25 else 0
-    fits = g.add == 0 and g.kh == side and g.kw == side and sweep.value_step == 1
-    return side if fits and taps[TAP + VALUE] - taps[VALUE] == 1 else 0
+def _columns_of(taps, sweep, g):  # type: ignore[no-untyped-def]
+    """Return the columns of a filter whose rows read values side by side and for which there is code, else 0."""
+    fits = g.add == 0 and (g.kw == 3 or g.kw == 5) and sweep.value_step == 1
+    fits = fits and g.stride_w == 1 and g.kw * TAP <= taps.size <= CHAIN * TAP
+    return g.kw if fits and taps[TAP + VALUE] - taps[VALUE] == 1 else 0
 
 
 @borrowing
-def _gather_filters(group, spatial, filters, fields, masks, taps, sub_pixels, g):  # type: ignore[no-untyped-def]
-    """Fill [vector][sub-pixel][tap][lane] with the filters of a group, 0 where a tap is outside."""
+def _gather_filters(group, spatial, filters, tables, taps, sub_pixels, g):  # type: ignore[no-untyped-def]
+    """Fill [vector][sub-pixel][tap][lane] with the filters of a group, or 1, and with 0 where a tap is outside."""
+    fields, masks = tables
     size, count = vector.lanes(filters), taps.size // TAP
+    zero, one = vector.filled(filters, 0, 0.0), vector.filled(filters, 0, 1.0)
     start, to = group * g.scale * g.scale * g.kh * g.kw * g.Ho * g.Wo, 0
     for v in range(fields.size // FIELDS):
         whole = fields[v * FIELDS + WHOLE] != 0
@@ -114,7 +121,9 @@ def _gather_filters(group, spatial, filters, fields, masks, taps, sub_pixels, g)
             at = start + fields[v * FIELDS + FIRST_FILTER] + pq * count * g.Ho * g.Wo
             for k in range(count):
                 here = at + vector.pick(taps, k * TAP + FILTER)
-                if whole:
+                if g.has_spatial == 0:
+                    vector.store(filters, to, vector.where(vector.pick(masks, v * count + k), one, zero))
+                elif whole:
                     vector.store(filters, to, vector.load(spatial, here))
                 else:
                     vector.store(filters, to, vector.load_where(spatial, here, 1, vector.pick(masks, v * count + k)))
@@ -132,88 +141,134 @@ def _gather_weights(image, number, channel, weights, taps, sub_pixels, g):  # ty
                 weights[(pq * count + k) * number + u] = numeric.load(channel, at)
 
 
-def _channel_sums(side: int):  # type: ignore[no-untyped-def]
-    """Return a function that forms the sums of a pack of channels for the vectors begin <= v < end.
+@borrowing
+def _sums(  # type: ignore[no-untyped-def]
+    begin,
+    end,
+    start,
+    plane,
+    image,
+    pack,
+    values,
+    filters,
+    weights,
+    result,
+    tables,
+    sweep,
+    taps,
+    sub_pixels,
+    planes,
+    past,
+    g,
+):
+    """Form the sums of a pack of channels for the vectors begin <= v < end."""
+    fields, masks = tables
+    count, size = taps.size // TAP, vector.lanes(values)
+    source, target = vector.spaced(start, plane, pack), vector.spaced(image * planes[1], planes[1], pack)
+    adding = g.add != 0 and g.has_spatial != 0 and g.has_channel != 0
+    sub_row = sweep.result_row // g.scale
+    for v in range(begin, end):
+        starts = vector.shift(source, vector.pick(fields, v * FIELDS + FIRST_VALUE))
+        to = vector.shift(target, vector.pick(fields, v * FIELDS + FIRST_RESULT))
+        whole = vector.pick(fields, v * FIELDS + WHOLE) != 0
+        even = vector.zeros(values, pack)
+        for pq in range(sub_pixels):
+            d, w = (v * sub_pixels + pq) * count * size, vector.shift(pack, pq * count * len(pack))
+            total = vector.zeros(values, pack)
+            for first in range(0, count, CHAIN):
+                chain = vector.zeros(values, pack)
+                for k in range(first, min(count, first + CHAIN)):
+                    at = vector.shift(starts, vector.pick(taps, k * TAP + VALUE))
+                    f = vector.load(filters, d + k * size)
+                    u = vector.broadcast(weights, vector.shift(w, k * len(pack)))
+                    both = vector.add(f, u) if adding else vector.mul(f, u)
+                    if whole:
+                        chain = vector.fma(both, vector.load(values, at), chain)
+                    else:
+                        mask = vector.pick(masks, v * count + k)
+                        x = vector.load_where(values, at, sweep.value_step, mask)
+                        chain = vector.where(mask, vector.fma(both, x, chain), chain)
+                total = chain if first == 0 else vector.add(total, chain)
+            _write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, sweep, g)
+            even = total
 
-    With `side` it is for square filters whose rows read values side by side, multiplied, and for vectors so far inside
-    the array that taps beyond the border may be read, though not used; with 0 for anything.
+
+@embedded
+def _write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, sweep, g):  # type: ignore[no-untyped-def]
+    """Write the results of sub-pixel pq of a vector; where there are four, each two at once."""
+    size = vector.lanes(result)
+    full = vector.pick(fields, v * FIELDS + FULL) != 0
+    # Masked stores cost far more than others.
+    if sub_pixels == 4:
+        if pq % 2 == 1:
+            low, high = vector.zipped(even, total, 0), vector.zipped(even, total, 1)
+            start = vector.shift(to, pq // 2 * sub_row)
+            if full:
+                _write_whole(result, start, low, past)
+                _write_whole(result, vector.shift(start, size), high, past)
+            else:
+                rest = vector.pick(fields, v * FIELDS + UPPER)
+                vector.store_where(result, start, 1, low, vector.pick(fields, v * FIELDS + LOWER))
+                vector.store_where(result, vector.shift(start, size), 1, high, rest)
+    elif full and sweep.result_step == 1:
+        _write_whole(result, to, total, past)
+    else:
+        sub_pixel = pq // g.scale * sub_row + pq % g.scale if sub_pixels > 1 else 0
+        mask = vector.pick(fields, v * FIELDS + POSITIONS)
+        vector.store_where(result, vector.shift(to, sub_pixel), sweep.result_step, total, mask)
+
+
+@embedded
+def _write_whole(result, to, total, past):  # type: ignore[no-untyped-def]
+    if past != 0:
+        vector.stream(result, to, total)
+    else:
+        vector.store(result, to, total)
+
+
+def _row_sums(columns: int):  # type: ignore[no-untyped-def]
+    """Return a function that forms the sums of four channels for filters of rows that read values side by side.
+
+    The vectors begin <= v < end stand so far inside the array that taps beyond the border may be read. Their filters
+    are 0, so that they change a sum only where it is not finite then; if there are any, such vectors are formed anew.
     """
 
     @borrowing
     def sums(  # type: ignore[no-untyped-def]
-        begin, end, n, c, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past, g
-    ):
-        fields, masks = tables
-        count, size = side * side if side > 0 else taps.size // TAP, vector.lanes(values)
-        plane = vector.spaced((n * g.C + c) * planes[0], planes[0], pack)
-        target = vector.spaced((n * g.C + c) * planes[1], planes[1], pack)
-        corner, row = (taps[VALUE], taps[side * TAP + VALUE] - taps[VALUE]) if side > 0 else (0, 0)
-        adding = g.add != 0 and g.has_spatial != 0 and g.has_channel != 0
-        each = sub_pixels * count * size if g.has_spatial != 0 else 0
-        sub_row = sweep.result_row // g.scale
+        begin, end, start, plane, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels,
+        planes, past, g
+    ):  # fmt: skip
+        fields, count, size = tables[0], taps.size // TAP, vector.lanes(values)
+        source, target = vector.spaced(start, plane, pack), vector.spaced(image * planes[1], planes[1], pack)
+        doubt, sub_row = vector.zeros(values, 0), sweep.result_row // g.scale
         for v in range(begin, end):
-            starts = vector.shift(plane, vector.pick(fields, v * FIELDS + FIRST_VALUE))
+            starts = vector.shift(source, vector.pick(fields, v * FIELDS + FIRST_VALUE))
             to = vector.shift(target, vector.pick(fields, v * FIELDS + FIRST_RESULT))
-            whole = vector.pick(fields, v * FIELDS + WHOLE) != 0
-            full = vector.pick(fields, v * FIELDS + FULL) != 0
             even = vector.zeros(values, pack)
             for pq in range(sub_pixels):
-                d, w = v * each + pq * count * size, vector.shift(pack, pq * count * len(pack))
+                d, w = (v * sub_pixels + pq) * count * size, vector.shift(pack, pq * count * len(pack))
                 total = vector.zeros(values, pack)
-                if side > 0 and whole:
-                    for i in range(side):
-                        at = vector.shift(starts, corner + i * row)
-                        low, high = vector.load(values, at), vector.load(values, vector.shift(at, size))
-                        for j in range(side):
-                            f = vector.load(filters, d + (i * side + j) * size)
-                            u = vector.broadcast(weights, vector.shift(w, (i * side + j) * len(pack)))
-                            total = vector.fma(vector.mul(f, u), vector.slid(low, high, j), total)
-                elif side > 0:
-                    for i in range(side):
-                        at = vector.shift(starts, corner + i * row)
-                        low, high = vector.load(values, at), vector.load(values, vector.shift(at, size))
-                        for j in range(side):
-                            mask, before = vector.pick(masks, v * count + i * side + j), total
-                            f = vector.load(filters, d + (i * side + j) * size)
-                            u = vector.broadcast(weights, vector.shift(w, (i * side + j) * len(pack)))
-                            after = vector.fma(vector.mul(f, u), vector.slid(low, high, j), total)
-                            total = vector.where(mask, after, before)
-                else:
-                    for first in range(0, count, CHAIN):
-                        chain = vector.zeros(values, pack)
-                        for k in range(first, min(count, first + CHAIN)):
-                            at = vector.shift(starts, vector.pick(taps, k * TAP + VALUE))
-                            f = vector.load(filters, d + k * size)
-                            u = vector.broadcast(weights, vector.shift(w, k * len(pack)))
-                            both = vector.add(f, u) if adding else vector.mul(f, u)
-                            if whole:
-                                chain = vector.fma(both, vector.load(values, at), chain)
-                            else:
-                                mask = vector.pick(masks, v * count + k)
-                                x = vector.load_where(values, at, sweep.value_step, mask)
-                                chain = vector.where(mask, vector.fma(both, x, chain), chain)
-                        total = chain if first == 0 else vector.add(total, chain)
-                # Masked stores cost far more than others.
-                if sub_pixels == 4:
-                    if pq % 2 == 1:
-                        low, high = vector.zipped(even, total, 0), vector.zipped(even, total, 1)
-                        start = vector.shift(to, pq // 2 * sub_row)
-                        if full:
-                            vector.stream(result, start, low, past)
-                            vector.stream(result, vector.shift(start, size), high, past)
-                        else:
-                            rest = vector.pick(fields, v * FIELDS + UPPER)
-                            vector.store_where(result, start, 1, low, vector.pick(fields, v * FIELDS + LOWER))
-                            vector.store_where(result, vector.shift(start, size), 1, high, rest)
-                    even = total
-                elif full and sweep.result_step == 1:
-                    vector.stream(result, to, total, past)
-                else:
-                    sub_pixel = pq // g.scale * sub_row + pq % g.scale if sub_pixels > 1 else 0
-                    mask = vector.pick(fields, v * FIELDS + POSITIONS)
-                    vector.store_where(result, vector.shift(to, sub_pixel), sweep.result_step, total, mask)
+                for k in range(0, count, columns):
+                    at = vector.shift(starts, vector.pick(taps, k * TAP + VALUE))
+                    low, high = vector.load(values, at), vector.load(values, vector.shift(at, size))
+                    for j in range(columns):
+                        f = vector.load(filters, d + (k + j) * size)
+                        u = vector.broadcast(weights, vector.shift(w, (k + j) * len(pack)))
+                        total = vector.fma(vector.mul(f, u), vector.slid(low, high, j), total)
+                z = vector.zero_or_nan(total)
+                doubt = vector.add(doubt, vector.add(vector.add(z[0], z[1]), vector.add(z[2], z[3])))
+                _write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, sweep, g)
+                even = total
+        if vector.within(doubt, 0.0, 0.0) != vector.between(0, size):
+            vector.drain()
+            for v in range(begin, end):
+                if fields[v * FIELDS + WHOLE] == 0:
+                    _sums(
+                        v, v + 1, start, plane, image, pack, values, filters, weights, result, tables, sweep, taps,
+                        sub_pixels, planes, 0, g
+                    )  # fmt: skip
 
     return sums
 
 
-_sums, _sums_3x3, _sums_5x5 = _channel_sums(0), _channel_sums(3), _channel_sums(5)
+_sums_of_3, _sums_of_5 = _row_sums(3), _row_sums(5)

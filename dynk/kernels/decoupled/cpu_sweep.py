@@ -28,6 +28,8 @@ DY, DX, VALUE, FILTER, WEIGHT, TAP = range(6)
 # those that are; masks of the two vectors of results where each position has two of them side by side; whether all taps
 # are inside for all lanes.
 FIRST_VALUE, FIRST_FILTER, FIRST_RESULT, FULL, POSITIONS, LOWER, UPPER, WHOLE, FIELDS = range(9)
+# Fields of `_columns_of`, after the first and the last column.
+SAME, MASK, COLUMN = range(2, 5)
 
 
 class Sweep(NamedTuple):
@@ -82,6 +84,13 @@ def over_anchors(g):  # type: ignore[no-untyped-def]
     )
 
 
+@borrowing
+def over_positions(g):  # type: ignore[no-untyped-def]
+    """Return the sweep that reads image and outputs for each anchor, where sub-pixels are taken apart."""
+    flat = 1 if g.stride_h == 1 and g.stride_w == 1 else 0
+    return Sweep(g.Ho, g.Wo, flat, g.H, g.W, g.stride_h, g.stride_w, g.stride_h * g.W, g.stride_w, g.Wo, 0, g.Wo, 1)
+
+
 @inlined
 def taps_of_anchors(g):  # type: ignore[no-untyped-def]
     """Return the taps of a filter, row-major."""
@@ -97,32 +106,36 @@ def taps_of_anchors(g):  # type: ignore[no-untyped-def]
 
 @borrowing
 def over_pixels(phase, g):  # type: ignore[no-untyped-def]
-    """Return the sweep that reads grad_out for the pixels (phase_h + a*stride_h, phase_w + b*stride_w)."""
-    flat = 1 if g.stride_h == 1 and g.stride_w == 1 and g.scale == 1 else 0
+    """Return the sweep that reads grad_out for the pixels (phase_h + a*stride_h, phase_w + b*stride_w).
+
+    Sub-pixels are taken apart.
+    """
+    flat = 1 if g.stride_h == 1 and g.stride_w == 1 else 0
     rows = ceil(g.H - phase // g.stride_w, g.stride_h)
     columns = ceil(g.W - phase % g.stride_w, g.stride_w)
-    row = g.scale * g.scale * g.Wo
     first = phase // g.stride_w * g.W + phase % g.stride_w
-    return Sweep(rows, columns, flat, g.Ho, g.Wo, 1, 1, row, g.scale, g.Wo, first, g.stride_h * g.W, g.stride_w)
+    return Sweep(rows, columns, flat, g.Ho, g.Wo, 1, 1, g.Wo, 1, g.Wo, first, g.stride_h * g.W, g.stride_w)
 
 
 @inlined
-def taps_of_pixels(phase, g):  # type: ignore[no-untyped-def]
-    """Return the taps by which outputs read the pixels of a phase: (anchor, sub-pixel) pairs, seen from the pixel."""
+def taps_of_pixels(phase, span, g):  # type: ignore[no-untyped-def]
+    """Return the taps by which outputs read the pixels of a phase: (sub-pixel, anchor) pairs, seen from the pixel.
+
+    A sub-pixel's plane of values is `span` elements from that of the one before.
+    """
     taps = np.empty(g.kh * g.kw * g.scale * g.scale * TAP, np.int64)
     at = 0
-    for k in range(g.kh * g.kw - 1, -1, -1):
+    for tap in range(g.scale * g.scale * g.kh * g.kw):
+        pq, k = tap // (g.kh * g.kw), g.kh * g.kw - 1 - tap % (g.kh * g.kw)
         reach_h = phase // g.stride_w - (k // g.kw - (g.kh - 1) // 2) * g.dilation_h
         reach_w = phase % g.stride_w - (k % g.kw - (g.kw - 1) // 2) * g.dilation_w
         if reach_h % g.stride_h != 0 or reach_w % g.stride_w != 0:
             continue
-        dy, dx = reach_h // g.stride_h, reach_w // g.stride_w
-        for pq in range(g.scale * g.scale):
-            tap = pq * g.kh * g.kw + k
-            taps[at + DY], taps[at + DX] = dy, dx
-            taps[at + VALUE] = ((dy * g.scale + pq // g.scale) * g.Wo + dx) * g.scale + pq % g.scale
-            taps[at + FILTER], taps[at + WEIGHT] = tap * g.Ho * g.Wo + dy * g.Wo + dx, tap
-            at += TAP
+        dy, dx, weight = reach_h // g.stride_h, reach_w // g.stride_w, pq * g.kh * g.kw + k
+        taps[at + DY], taps[at + DX] = dy, dx
+        taps[at + VALUE] = pq * span + dy * g.Wo + dx
+        taps[at + FILTER], taps[at + WEIGHT] = weight * g.Ho * g.Wo + dy * g.Wo + dx, weight
+        at += TAP
     return taps[:at]
 
 
@@ -148,7 +161,7 @@ def vectors_of(sweep, taps, first, last, size):  # type: ignore[no-untyped-def]
     count = taps.size // TAP
     fields = np.empty((last - first) * FIELDS, np.int64)
     masks = np.empty((last - first) * count, np.int64)
-    limits, extremes = _limits(sweep, taps), _extremes(taps)
+    columns, ends, every = _columns_of(sweep, taps), extremes(taps), vector.between(0, size)
     in_row = ceil(sweep.columns, size)
     a, b = first * size // sweep.columns, first * size % sweep.columns
     if sweep.flat == 0:
@@ -161,20 +174,31 @@ def vectors_of(sweep, taps, first, last, size):  # type: ignore[no-untyped-def]
         fields[at + FIRST_FILTER] = a * sweep.filter_row + b
         fields[at + FIRST_RESULT] = sweep.result_first + a * sweep.result_row + b * sweep.result_step
         fields[at + FULL] = 1 if positions == size else 0
-        fields[at + POSITIONS] = vector.between(0, positions)
-        fields[at + LOWER] = vector.between(0, 2 * positions)
-        fields[at + UPPER] = vector.between(0, 2 * positions - size)
-        whole = positions == size and sweep.value_step == 1 and _is_whole(sweep, extremes, a, b, size)
+        fields[at + POSITIONS] = fields[at + LOWER] = fields[at + UPPER] = every
+        if positions < size:
+            fields[at + POSITIONS] = vector.between(0, positions)
+            fields[at + LOWER] = vector.between(0, 2 * positions)
+            fields[at + UPPER] = vector.between(0, 2 * positions - size)
+        whole = positions == size and sweep.value_step == 1 and _is_whole(sweep, ends, a, b, size)
         fields[at + WHOLE] = 1 if whole else 0
         for k in range(count):
             masks[v * count + k] = -1 if whole else 0
         if not whole:
-            _set_masks(masks, v * count, sweep, taps, limits, a, b, positions)
+            _set_masks(masks, v * count, sweep, taps, columns, a, b, positions)
         at += FIELDS
         b += size
         while b >= sweep.columns:
             a, b = a + 1, b - sweep.columns if sweep.flat != 0 else 0
     return fields, masks
+
+
+@borrowing
+def anchors_of(first, last, sweep, taps):  # type: ignore[no-untyped-def]
+    """Return the first and the number of the anchors in the rows that the positions first <= p < last read."""
+    top, bottom, _, _ = extremes(taps)
+    above = max(first // sweep.columns + top, 0)
+    below = min(ceil(last, sweep.columns) + bottom, sweep.height)
+    return above * sweep.width, max(below - above, 0) * sweep.width
 
 
 @borrowing
@@ -187,17 +211,22 @@ def reach_of(taps):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _limits(sweep, taps):  # type: ignore[no-untyped-def]
-    """Return for each tap the first column at which it is inside, and the first at which it is no longer."""
-    limits = np.empty(taps.size // TAP * 2, np.int64)
+def _columns_of(sweep, taps):  # type: ignore[no-untyped-def]
+    """Return for each tap the first column at which it is inside, the first at which it is no longer, the number of the
+    first tap for which these are the same, and room for a mask.
+    """
+    columns = np.empty(taps.size // TAP * COLUMN, np.int64)
     for k in range(taps.size // TAP):
-        dx = taps[k * TAP + DX]
-        limits[2 * k], limits[2 * k + 1] = ceil(-dx, sweep.step_w), ceil(sweep.width - dx, sweep.step_w)
-    return limits
+        dx, same = taps[k * TAP + DX], 0
+        while taps[same * TAP + DX] != dx:
+            same += 1
+        columns[k * COLUMN], columns[k * COLUMN + 1] = ceil(-dx, sweep.step_w), ceil(sweep.width - dx, sweep.step_w)
+        columns[k * COLUMN + SAME] = same
+    return columns
 
 
 @borrowing
-def _extremes(taps):  # type: ignore[no-untyped-def]
+def extremes(taps):  # type: ignore[no-untyped-def]
     """Return the first and the last row and column of the taps and their position."""
     top, bottom, left, right = 0, 0, 0, 0
     for k in range(taps.size // TAP):
@@ -207,24 +236,26 @@ def _extremes(taps):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _is_whole(sweep, extremes, a, b, size):  # type: ignore[no-untyped-def]
+def _is_whole(sweep, ends, a, b, size):  # type: ignore[no-untyped-def]
     """Return whether every tap is inside for all lanes of the vector from (a, b) on, which does not leave its row."""
     y, x, last = a * sweep.step_h, b * sweep.step_w, (b + size - 1) * sweep.step_w
-    top, bottom, left, right = extremes
+    top, bottom, left, right = ends
     inside = b + size <= sweep.columns and y + top >= 0 and y + bottom < sweep.height
     return inside and x + left >= 0 and last + right < sweep.width
 
 
 @borrowing
-def _set_masks(masks, at, sweep, taps, limits, a, b, positions):  # type: ignore[no-untyped-def]
+def _set_masks(masks, at, sweep, taps, columns, a, b, positions):  # type: ignore[no-untyped-def]
     """Add to the masks of a vector from (a, b) on the lanes for which each tap is inside."""
-    count = taps.size // TAP
     lane = 0
     while lane < positions:  # the part of the vector in row a
         part = min(positions - lane, sweep.columns - b)
-        for k in range(count):
+        for k in range(taps.size // TAP):
+            here, same = k * COLUMN, columns[k * COLUMN + SAME]
+            if same == k:
+                first, last = max(columns[here] - b, 0), min(columns[here + 1] - b, part)
+                columns[here + MASK] = vector.between(lane + first, lane + last)
             if 0 <= a * sweep.step_h + taps[k * TAP + DY] < sweep.height:
-                first, last = max(limits[2 * k] - b, 0), min(limits[2 * k + 1] - b, part)
-                masks[at + k] |= vector.between(lane + first, lane + last)
+                masks[at + k] |= columns[same * COLUMN + MASK]
         lane += part
         a, b = a + 1, 0

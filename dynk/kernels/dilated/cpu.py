@@ -41,7 +41,7 @@ def adaptive_dilation_conv2d_forward(  # type: ignore[no-untyped-def]
     g = dilation_geometry(geometry)
     like, mixture = accumulators(x, 0), Mixture(dilation_weights, indices)
     if is_depthwise(g):
-        for task in prange(depthwise_tasks(like, g)):
+        for task in prange(depthwise_tasks(like, geometry)):
             depthwise_task(np.int64(task), x, weight, mixture, bias, out, like, geometry)
     else:
         for task in prange(forward_tasks(like, g)):

@@ -1,7 +1,8 @@
 """Depth-wise adaptive dilation on the CPU: each channel is convolved by itself, so there is no product of matrices.
 
-Columns are those of the dense operator, of a block of channels at a time. What multiplies them is one number of the
-weights for each tap and output: sums stay in vectors of pixels.
+The output is made row by row (`cpu_rows`) where that does. Else, and for the gradients, columns are those of the dense
+operator, of a block of channels at a time. What multiplies them is one number of the weights for each tap and output:
+sums stay in vectors of pixels.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dynk.kernels.common.compile import borrowing, embedded, inlined
 from dynk.kernels.common.numeric import accumulators, store
 from dynk.kernels.common.products import CHAIN, PANELS, VECTORS, ZERO, add_to, ceil_div, padded, place, tile_pixels
 from dynk.kernels.dilated.cpu_columns import form_columns
+from dynk.kernels.dilated.cpu_rows import parts_of, rows_of, sum_rows
 from dynk.kernels.dilated.cpu_tiles import dilation_geometry, seen_by_tap, tile_of
 
 TERMS = 144  # rows of columns that are formed at once, about
@@ -31,31 +33,55 @@ def _parts(like, g):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def depthwise_tasks(like, g):  # type: ignore[no-untyped-def]
+def depthwise_tasks(like, geometry):  # type: ignore[no-untyped-def]
+    g = dilation_geometry(geometry)
+    rows = rows_of(geometry, g)
+    if rows > 0:
+        return g.N * ceil_div(g.Ho, rows) * parts_of(geometry, g)
     return g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like)) * _parts(like, g)
 
 
 @embedded
 def depthwise_task(task, x, weight, mixture, bias, out, like, geometry):  # type: ignore[no-untyped-def]
-    """Make a tile of some channels of the output."""
+    """Make some rows of some channels of the output, or where that does not do, a tile of them."""
     g = dilation_geometry(geometry)
-    tiles, taps, parts, block = ceil_div(g.Ho * g.Wo, tile_pixels(like)), g.kh * g.kw, _parts(like, g), _block(g)
-    first, n = task // parts % tiles * tile_pixels(like), task // parts // tiles
-    tile = tile_of(n, first, g.Ho * g.Wo, ZERO, g.H, mixture, like, geometry)
+    rows, finite = rows_of(geometry, g), False
+    parts = parts_of(geometry, g) if rows > 0 else _parts(like, g)
+    bands = ceil_div(g.Ho, rows) if rows > 0 else ceil_div(g.Ho * g.Wo, tile_pixels(like))
+    n, band, part = task // parts // bands, task // parts % bands, task % parts
+    c0, c1 = g.C * part // parts, g.C * (part + 1) // parts
+    first, last = band * tile_pixels(like), min((band + 1) * tile_pixels(like), g.Ho * g.Wo)
+    if rows > 0:
+        y0, y1 = g.Ho * band // bands, g.Ho * (band + 1) // bands
+        first, last = y0 * g.Wo, y1 * g.Wo
+        finite = sum_rows(n, y0, y1, c0, c1, x, weight, mixture, bias, out, like, geometry, g)
+    if not finite:
+        columns = accumulators(like, tile_pixels(like) * _block(g) * g.kh * g.kw)
+        for start in range(first, last, tile_pixels(like)):
+            _sum_columns(n, start, last, rows > 0, c0, c1, x, weight, mixture, bias, out, columns, like, geometry)
+
+
+@inlined
+def _sum_columns(  # type: ignore[no-untyped-def]
+    n, first, last, again, c0, c1, x, weight, mixture, bias, out, columns, like, geometry
+):
+    """Make a tile of some channels, before pixel `last`; if `again`, only what was not finite or is not now."""
+    g = dilation_geometry(geometry)
+    tile = tile_of(n, first, last, ZERO, g.H, mixture, like, geometry)
     masks = seen_by_tap(tile, g)
-    columns = accumulators(like, tile_pixels(like) * block * taps)
-    end = g.C * (task % parts + 1) // parts
-    for c in range(g.C * (task % parts) // parts, end, block):
-        count = min(block, end - c)
+    for c in range(c0, c1, _block(g)):
+        count = min(_block(g), c1 - c)
         form_columns(tile, x, c, count, columns, VECTORS, g)
         for k in range(count):
             for o in range((c + k) * (g.O // g.C), (c + k + 1) * (g.O // g.C)):
                 for v in range(tile.vectors):
-                    _output(n, o, v, first, columns, k, count, weight, bias, masks, tile.vectors, out, g)
+                    _output(n, o, v, first, last, again, columns, k, count, weight, bias, masks, tile.vectors, out, g)
 
 
 @borrowing
-def _output(n, o, v, first, columns, k, count, weight, bias, masks, vectors, out, g):  # type: ignore[no-untyped-def]
+def _output(  # type: ignore[no-untyped-def]
+    n, o, v, first, last, again, columns, k, count, weight, bias, masks, vectors, out, g
+):
     """Write a vector of an output channel: the products of channel k's columns with a kernel."""
     size, plane, taps = vector.lanes(columns), g.Ho * g.Wo, g.kh * g.kw
     at = place(k * taps, v, count * taps, VECTORS, columns)
@@ -69,8 +95,15 @@ def _output(n, o, v, first, columns, k, count, weight, bias, masks, vectors, out
         total = vector.add(chain, total)
     if g.has_bias != 0:
         total = vector.add(vector.broadcast(bias, o), total)
-    here = first + v * size
-    vector.store_where(out, (n * g.O + o) * plane + here, 1, total, vector.between(0, plane - here))
+    here = (n * g.O + o) * plane + first + v * size
+    mask = vector.between(0, last - first - v * size)
+    if again:
+        before = vector.load_where(out, here, 1, mask)
+        finite = vector.within(vector.zero_or_nan(before), 0.0, 0.0) & vector.within(
+            vector.zero_or_nan(total), 0.0, 0.0
+        )
+        mask &= ~finite
+    vector.store_where(out, here, 1, total, mask)
 
 
 @borrowing
