@@ -6,7 +6,8 @@ formed by one task in a fixed order: results do not depend on the number of thre
 filters. A sum of more than CHAIN terms is formed in stages.
 
 Workspace: for each thread the tables of one band (`vectors_of`) with its spatial filters or, for the gradients of the
-filters, its sums over channels; besides, one gradient of the channel filters for each band where there are several.
+filters, its sums over channels, and for gradients through sub-pixels those of four channels; besides, one gradient of
+the channel filters for each band where there are several.
 """
 
 from __future__ import annotations

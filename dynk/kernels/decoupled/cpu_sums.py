@@ -45,13 +45,13 @@ def sum_band(  # type: ignore[no-untyped-def]
     """
     size = vector.lanes(source)
     tables = vectors_of(sweep, taps, first, last, size)
-    share, columns, count = g.C // g.G, _columns_of(taps, sweep, g), tables[0].size // FIELDS
+    share, columns, count = g.C // g.G, _columns_of(taps, reach, sweep, g), tables[0].size // FIELDS
     filters = unset(source, count * sub_pixels * taps.size // TAP * size)
     weights = unset(source, sub_pixels * taps.size // TAP * 4)
     if g.has_channel == 0:
         fill(weights, 1)
     past = 1 if result.size * result.itemsize > STREAM_BYTES else 0
-    margin, span, c = reach + 2 * size, apart[1], c0
+    margin, span, c = (reach if columns > 0 else 0) + 2 * size, apart[1], c0
     values = room_for(source, 4, margin, span, g) if span > 0 else source
     plane = g.scale * g.scale * span if span > 0 else planes[0]
     while c < c1:
@@ -101,10 +101,10 @@ def sum_band(  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _columns_of(taps, sweep, g):  # type: ignore[no-untyped-def]
+def _columns_of(taps, reach, sweep, g):  # type: ignore[no-untyped-def]
     """Return the columns of a filter whose rows read values side by side and for which there is code, else 0."""
     fits = g.add == 0 and (g.kw == 3 or g.kw == 5) and sweep.value_step == 1
-    fits = fits and g.stride_w == 1 and g.kw * TAP <= taps.size <= CHAIN * TAP
+    fits = fits and g.stride_w == 1 and g.kw * TAP <= taps.size <= CHAIN * TAP and reach <= g.H * g.W
     return g.kw if fits and taps[TAP + VALUE] - taps[VALUE] == 1 else 0
 
 

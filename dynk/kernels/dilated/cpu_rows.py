@@ -17,7 +17,8 @@ from dynk.kernels.common.numeric import accumulators, load
 from dynk.kernels.common.products import CHAIN, ceil_div
 from dynk.kernels.dilated.cpu_tiles import tap_column, tap_row
 
-ROOM = 32 * 1024  # elements of the rows that a task copies, at most
+ROOM, LEAST_PITCH = 16 * 1024, 64  # elements of the rows that a task copies, at most; and of a row when there are many
+LEAST_WIDTH = 4  # of an image: a row fills a vector of its own
 TASKS = 32  # that are worth while
 PACK = (0, 1, 2, 3, 4, 5, 6, 7)  # vectors of pixels that take a weight at once
 
@@ -36,8 +37,8 @@ def halo(geometry, g):  # type: ignore[no-untyped-def]
 def rows_of(geometry, g):  # type: ignore[no-untyped-def]
     """Return how many rows of the output a task makes, or 0 where this is not for them."""
     above, below, left, right = halo(geometry, g)
-    rows = ROOM // max(1, left + g.W + right) - above - below
-    return min(rows, g.Ho) if g.stride_h == 1 and g.stride_w == 1 and rows > 0 and g.W > 0 else 0
+    rows = ROOM // max(LEAST_PITCH, left + g.W + right) - above - below
+    return min(rows, g.Ho) if g.stride_h == 1 and g.stride_w == 1 and rows > 0 and g.W >= LEAST_WIDTH else 0
 
 
 @inlined
