@@ -31,6 +31,16 @@ BLOCK = re.compile(
 )
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 GENERATED = re.compile(r"docs/(pictures/(\w+)\.svg|benchmarks\.md)")
+SECTION = re.compile(r"^## (.*)\n((?:(?!## ).*\n)*)", re.MULTILINE)
+# How the sections that every operator's page has begin, and what is in each.
+SECTIONS = {
+    "The equation": r"^```math\n[^`]+^```$",
+    "What it reads": r"^!\[.+\]\(pictures/{name}\.svg\)$",
+    "An example": r"^```python\n[^`]+^```\n\n```text\n",
+    "Complexity and memory": r"\w",
+    "Differences from the paper": r"^- \S",
+}
+OPTIONS = re.compile(r"^\| option \| values \|.*\n((?:\|.*\n)+)", re.MULTILINE)
 
 
 class Block(NamedTuple):
@@ -61,6 +71,23 @@ def test_the_readme_has_a_block_for_raw_arrays_pytorch_and_jax() -> None:
 @pytest.mark.parametrize("name", operators())
 def test_every_operator_has_a_page_with_an_example_whose_output_it_shows(name: str) -> None:
     assert any(block.printed for block in blocks(DOCS / f"{name}.md"))
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+@pytest.mark.parametrize("name", operators())
+def test_the_page_of_every_operator_has_all_sections(name: str, heading: str) -> None:
+    sections = SECTION.findall((DOCS / f"{name}.md").read_text())
+    bodies = [body for title, body in sections if title.startswith(heading)]
+    assert len(bodies) == 1
+    assert re.search(SECTIONS[heading].replace("{name}", name), bodies[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", operators())
+def test_the_page_of_every_operator_has_a_table_of_its_options(name: str) -> None:
+    table = OPTIONS.search((DOCS / f"{name}.md").read_text())
+    assert table is not None
+    named = [option for row in table[1].splitlines() for option in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(operators()[name].options)
 
 
 @ignore_torch_jit  # PyTorch's own forward mode uses what it deprecates

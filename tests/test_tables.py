@@ -19,8 +19,6 @@ from dynk.commands.tables.networks import MobileNetV2, on_meta, resnet
 OTHERWISE = {
     ("DDF-ResNet50", "GFLOPs"),
     ("DDF-ResNet101", "GFLOPs"),
-    ("DDF-ResNet18", "parameters, M"),
-    ("DDF-ResNet18", "GFLOPs"),
 }
 
 

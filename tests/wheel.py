@@ -40,6 +40,8 @@ for folder in ("common", "decoupled", "sampled", "dilated", "deformable"):
     files = importlib.resources.files(f"dynk.kernels.{folder}")
     assert any(file.name.endswith((".cu", ".cuh")) for file in files.iterdir()), folder
 assert not {"torch", "jax", "cupy", "hypothesis", "rich"} & set(sys.modules)
+installed = {distribution.name.lower() for distribution in importlib.metadata.distributions()}
+assert installed - {"pip", "setuptools"} == {"dynk", "numpy", "numba", "llvmlite"}, installed
 """
 
 
