@@ -6,7 +6,7 @@ formed by one task in a fixed order: results do not depend on the number of thre
 filters. A sum of more than CHAIN terms is formed in stages.
 
 Workspace: for each thread the tables of one band (`vectors_of`) with its spatial filters or, for the gradients of the
-filters, its sums over channels, and for gradients through sub-pixels those of four channels; besides, one gradient of
+filters, its sums over channels, and for gradients through sub-pixels those of some channels; besides, one gradient of
 the channel filters for each band where there are several.
 """
 
@@ -18,6 +18,7 @@ from numba import prange
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import inlined, kernel
 from dynk.kernels.common.numeric import accumulators
+from dynk.kernels.decoupled.cpu_apart import room_for, take_apart
 from dynk.kernels.decoupled.cpu_norm import filter_norm_backward, filter_norm_forward
 from dynk.kernels.decoupled.cpu_products import merge_parts, products_band, split_products
 from dynk.kernels.decoupled.cpu_sums import sum_band
@@ -32,6 +33,8 @@ from dynk.kernels.decoupled.cpu_sweep import (
     taps_of_anchors,
     taps_of_pixels,
 )
+
+CHANNELS_APART = 16  # whose sub-pixels a task holds at once
 
 __all__ = ["ddf_backward", "ddf_forward", "filter_norm_backward", "filter_norm_forward"]
 
@@ -85,7 +88,10 @@ def _forward_task(task, x, spatial, channel, out, geometry):  # type: ignore[no-
     c1, v1 = min(c0 + s.block, g.C), min(v0 + s.band, s.vectors)
     planes = (g.H * g.W, sub_pixels * g.Ho * g.Wo)
     taps = taps_of_anchors(g)
-    sum_band(n, c0, c1, v0, v1, x, spatial, channel, out, sweep, taps, reach_of(taps), sub_pixels, planes, (0, 0), g)
+    sum_band(
+        n, c0, c1, v0, v1, x, (n * g.C + c0) * planes[0], 0, spatial, channel, out, sweep, taps, reach_of(taps),
+        sub_pixels, planes, g
+    )  # fmt: skip
 
 
 @inlined
@@ -98,13 +104,22 @@ def _grad_x_task(task, grad_out, spatial, channel, grad_x, geometry):  # type: i
     sweep = over_pixels(phase, g)
     own = split(grad_x, sweep, 1, g.C)
     c1, v1 = min(c0 + s.block, g.C), max(v0, min(v0 + s.band, own.vectors))
-    planes = (g.scale * g.scale * g.Ho * g.Wo, g.H * g.W)
     taps, size = taps_of_pixels(phase, 0, g), vector.lanes(grad_x)
-    reach, apart = reach_of(taps), (0, 0)
+    reach, top, span, count, values = reach_of(taps), 0, 0, max(1, c1 - c0), grad_out
+    margin = min(reach, g.H * g.W) + 2 * size
     if g.scale > 1 and v0 < v1:
-        apart = anchors_of(v0 * size, v1 * size, sweep, taps)
-        taps = taps_of_pixels(phase, apart[1], g)
-    sum_band(n, c0, c1, v0, v1, grad_out, spatial, channel, grad_x, sweep, taps, reach, 1, planes, apart, g)
+        count = min(count, CHANNELS_APART)
+        top, span = anchors_of(v0 * size, v1 * size, sweep, taps)
+        taps, values = taps_of_pixels(phase, span, g), room_for(grad_out, count, margin, span, g)
+    planes = (g.scale * g.scale * span if span > 0 else g.Ho * g.Wo, g.H * g.W)
+    for c in range(c0, c1, count):
+        last, start = min(c + count, c1), (n * g.C + c) * planes[0]
+        if span > 0:
+            take_apart(grad_out, n * g.C + c, last - c, top, top + span, values, margin, span, g)
+            start = margin - top
+        sum_band(
+            n, c, last, v0, v1, values, start, span, spatial, channel, grad_x, sweep, taps, reach, 1, planes, g
+        )  # fmt: skip
 
 
 @inlined

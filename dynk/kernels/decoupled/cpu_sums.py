@@ -10,7 +10,6 @@ from __future__ import annotations
 from dynk.kernels.common import numeric, vector
 from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.common.numeric import fill, unset
-from dynk.kernels.decoupled.cpu_apart import room_for, take_apart
 from dynk.kernels.decoupled.cpu_sweep import (
     FIELDS,
     FILTER,
@@ -35,66 +34,60 @@ STREAM_BYTES = 32 << 20
 
 @embedded
 def sum_band(  # type: ignore[no-untyped-def]
-    n, c0, c1, first, last, source, spatial, channel, result, sweep, taps, reach, sub_pixels, planes, apart, g
+    n, c0, c1, first, last, values, start, margins, spatial, channel, result, sweep, taps, reach, sub_pixels, planes, g
 ):
     """Write the sums of all taps for the vectors first <= v < last of some channels.
 
-    `sub_pixels` results of each position use one set of taps after the other; `planes` are the sizes of a channel's
-    plane of values and of results. No tap stands farther than `reach` elements from its position. `apart` are the first
-    and the number of the anchors whose values are to be taken apart.
+    Values of channel c0 begin at `start`; `margins` is not 0 where so much may be read around those of all channels as
+    vectors reach. `sub_pixels` results of each position use one set of taps after the other, of which none stands
+    farther than `reach` elements from its position; `planes` are the sizes of a channel's planes of values and results.
     """
-    size = vector.lanes(source)
+    size = vector.lanes(values)
     tables = vectors_of(sweep, taps, first, last, size)
     share, columns, count = g.C // g.G, _columns_of(taps, reach, sweep, g), tables[0].size // FIELDS
-    filters = unset(source, count * sub_pixels * taps.size // TAP * size)
-    weights = unset(source, sub_pixels * taps.size // TAP * 4)
+    filters = unset(values, count * sub_pixels * taps.size // TAP * size)
+    weights = unset(values, sub_pixels * taps.size // TAP * 4)
     if g.has_channel == 0:
         fill(weights, 1)
     past = 1 if result.size * result.itemsize > STREAM_BYTES else 0
-    margin, span, c = (reach if columns > 0 else 0) + 2 * size, apart[1], c0
-    values = room_for(source, 4, margin, span, g) if span > 0 else source
-    plane = g.scale * g.scale * span if span > 0 else planes[0]
+    margin, c = reach + 2 * size, c0
     while c < c1:
-        image = n * g.C + c
+        image, at = n * g.C + c, start + (c - c0) * planes[0]
         if c == c0 or (g.has_spatial != 0 and c % share == 0):
             _gather_filters(n * g.G + c // share, spatial, filters, tables, taps, sub_pixels, g)
         room = min(c1, (c // share + 1) * share) - c  # channels that share a spatial filter
         number = 4 if room >= 4 else 1
         if g.has_channel != 0:
             _gather_weights(image, number, channel, weights, taps, sub_pixels, g)
-        start = image * plane
-        if span > 0:
-            take_apart(source, image, number, apart[0], apart[0] + span, values, margin, span, g)
-            start = margin - apart[0]
         if number == 1:
             _sums(
-                0, count, start, plane, image, (0,), values, filters, weights, result, tables, sweep, taps, sub_pixels,
-                planes, past, g
+                0, count, at, image, (0,), values, filters, weights, result, tables, sweep, taps, sub_pixels, planes,
+                past, g
             )  # fmt: skip
             c += 1
             continue
         pack = (0, 1, 2, 3)
         begin, end = 0, count if columns > 0 else 0  # vectors around which so much is inside the array
-        while span == 0 and begin < end and start + tables[0][begin * FIELDS + FIRST_VALUE] < margin:
+        while margins == 0 and begin < end and at + tables[0][begin * FIELDS + FIRST_VALUE] < margin:
             begin += 1
-        past_end = start + 3 * plane + margin - values.size
-        while span == 0 and begin < end and past_end + tables[0][end * FIELDS - FIELDS + FIRST_VALUE] > 0:
+        past_end = at + 3 * planes[0] + margin - values.size
+        while margins == 0 and begin < end and past_end + tables[0][end * FIELDS - FIELDS + FIRST_VALUE] > 0:
             end -= 1
         if columns == 3:
             _sums_of_3(
-                begin, end, start, plane, image, pack, values, filters, weights, result, tables, sweep, taps,
-                sub_pixels, planes, past, g
+                begin, end, at, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes,
+                past, g
             )  # fmt: skip
         elif columns == 5:
             _sums_of_5(
-                begin, end, start, plane, image, pack, values, filters, weights, result, tables, sweep, taps,
-                sub_pixels, planes, past, g
+                begin, end, at, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes,
+                past, g
             )  # fmt: skip
         for v0, v1 in ((0, begin), (end, count)):
             if v0 < v1:
                 _sums(
-                    v0, v1, start, plane, image, pack, values, filters, weights, result, tables, sweep, taps,
-                    sub_pixels, planes, past, g
+                    v0, v1, at, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes,
+                    past, g
                 )  # fmt: skip
         c += 4
     vector.drain()
@@ -143,28 +136,12 @@ def _gather_weights(image, number, channel, weights, taps, sub_pixels, g):  # ty
 
 @borrowing
 def _sums(  # type: ignore[no-untyped-def]
-    begin,
-    end,
-    start,
-    plane,
-    image,
-    pack,
-    values,
-    filters,
-    weights,
-    result,
-    tables,
-    sweep,
-    taps,
-    sub_pixels,
-    planes,
-    past,
-    g,
+    begin, end, start, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past, g
 ):
     """Form the sums of a pack of channels for the vectors begin <= v < end."""
     fields, masks = tables
     count, size = taps.size // TAP, vector.lanes(values)
-    source, target = vector.spaced(start, plane, pack), vector.spaced(image * planes[1], planes[1], pack)
+    source, target = vector.spaced(start, planes[0], pack), vector.spaced(image * planes[1], planes[1], pack)
     adding = g.add != 0 and g.has_spatial != 0 and g.has_channel != 0
     sub_row = sweep.result_row // g.scale
     for v in range(begin, end):
@@ -218,7 +195,7 @@ def _write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, sw
         vector.store_where(result, vector.shift(to, sub_pixel), sweep.result_step, total, mask)
 
 
-@embedded
+@borrowing
 def _write_whole(result, to, total, past):  # type: ignore[no-untyped-def]
     if past != 0:
         vector.stream(result, to, total)
@@ -235,11 +212,11 @@ def _row_sums(columns: int):  # type: ignore[no-untyped-def]
 
     @borrowing
     def sums(  # type: ignore[no-untyped-def]
-        begin, end, start, plane, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels,
-        planes, past, g
+        begin, end, start, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past,
+        g
     ):  # fmt: skip
         fields, count, size = tables[0], taps.size // TAP, vector.lanes(values)
-        source, target = vector.spaced(start, plane, pack), vector.spaced(image * planes[1], planes[1], pack)
+        source, target = vector.spaced(start, planes[0], pack), vector.spaced(image * planes[1], planes[1], pack)
         doubt, sub_row = vector.zeros(values, 0), sweep.result_row // g.scale
         for v in range(begin, end):
             starts = vector.shift(source, vector.pick(fields, v * FIELDS + FIRST_VALUE))
@@ -264,8 +241,8 @@ def _row_sums(columns: int):  # type: ignore[no-untyped-def]
             for v in range(begin, end):
                 if fields[v * FIELDS + WHOLE] == 0:
                     _sums(
-                        v, v + 1, start, plane, image, pack, values, filters, weights, result, tables, sweep, taps,
-                        sub_pixels, planes, 0, g
+                        v, v + 1, start, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels,
+                        planes, past, g
                     )  # fmt: skip
 
     return sums
