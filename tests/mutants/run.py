@@ -123,13 +123,13 @@ STAGES: dict[str, tuple[Selection, ...]] = {
     "decoupled/cpu.py": _CPU_FILTERS,
     "sampled/cpu_dynamic.py": _CPU_DYNAMIC,
     "sampled/cpu_rows.py": (*_CPU_DYNAMIC, *_CPU_SAMPLES),
-    **{f"decoupled/cpu_{part}.py": _CPU_FILTERS for part in ("products", "sums", "sweep")},
+    **{f"decoupled/cpu_{part}.py": _CPU_FILTERS for part in ("apart", "products", "sums", "sweep")},
     **{f"sampled/cpu{part}.py": _CPU_SAMPLES for part in ("", "_attention", "_mix", "_products", "_samples")},
     "dilated/cpu_gumbel.py": _CPU_DRAWS,
     "dilated/cpu.py": (*_CPU_DILATION, *_CPU_DRAWS),
     **{
         f"dilated/cpu_{part}.py": _CPU_DILATION
-        for part in ("columns", "depthwise", "forward", "grad_columns", "grad_weight", "products", "tiles")
+        for part in ("columns", "depthwise", "forward", "grad_columns", "grad_weight", "products", "rows", "tiles")
     },
     "deformable/cpu.py": (*_CPU_DEFORMED, *_CPU_SAMPLE_KERNEL),
     "deformable/cpu_sample_kernel.py": _CPU_SAMPLE_KERNEL,
