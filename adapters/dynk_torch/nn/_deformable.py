@@ -29,6 +29,8 @@ def spread(weight: Tensor, scope: tuple[int, int]) -> Tensor:
 class _DeformableKernel(nn.Module):
     """What local and global deformable kernels share: the kernel in its scope, and the options of the convolution."""
 
+    kernel_boundary: str
+
     def __init__(
         self,
         in_channels: int,
@@ -112,7 +114,8 @@ class _DeformableKernel(nn.Module):
         out_channels, per_group = self.weight.shape[:2]
         return (
             f"{per_group * self.groups}, {out_channels}, kernel_size={self.kernel_size}, scope={self.scope}, "
-            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
+            f"bias={self.bias is not None}, kernel_boundary={self.kernel_boundary!r}"
         )
 
 
@@ -207,6 +210,11 @@ class DeformableKernelConv2d(_DeformableKernel):
             groups=self.groups,
             kernel_boundary=self.kernel_boundary,
         )
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows of the layer besides what infers its offsets."""
+        shown = f"offset_groups={self.offset_groups}, data_offsets={self.data_offset is not None}"
+        return f"{super().extra_repr()}, {shown}"
 
 
 class GlobalDeformableKernelConv2d(_DeformableKernel):

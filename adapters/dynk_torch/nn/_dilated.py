@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dynk_torch.functional import adaptive_dilation_conv2d, gumbel_softmax
-from dynk_torch.nn._convolution import Pair
+from dynk_torch.nn._convolution import Pair, pair
 
 
 class _Prior(nn.Module):
@@ -225,5 +225,9 @@ class PADConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer besides its prior."""
-        out_channels, _, *kernel = self.weight.shape
-        return f"{out_channels} outputs, kernel {tuple(kernel)}, dilations {self.dilations}, stride {self.stride}"
+        out_channels, per_group, *kernel = self.weight.shape
+        return (
+            f"{per_group * self.groups}, {out_channels}, kernel_size={tuple(kernel)}, dilations={self.dilations}, "
+            f"stride={pair(self.stride)}, groups={self.groups}, bias={self.bias is not None}, "
+            f"tau={self.tau}, hard={self.hard}"
+        )

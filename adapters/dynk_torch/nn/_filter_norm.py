@@ -103,5 +103,6 @@ class FilterNorm(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
-        learned = [name for name in ("scale", "shift") if isinstance(getattr(self, name), nn.Parameter)]
-        return f"axes={self.axes}, std={self.start:.4g}, learned: {', '.join(learned) or 'nothing'}"
+        learn_scale, learn_shift = isinstance(self.scale, nn.Parameter), self.shift is not None
+        shown = f"{self.shape}, axes={self.axes}, std={self.start:.4g}, eps={self.eps}"
+        return f"{shown}, learn_scale={learn_scale}, learn_shift={learn_shift}"

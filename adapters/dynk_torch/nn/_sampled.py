@@ -83,8 +83,10 @@ class DynamicFilter(nn.Module):
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer besides its convolution."""
         out_channels, in_channels, *kernel = self.shape
-        shown = f"{in_channels}, {out_channels}, kernel_size={tuple(kernel)}, softmax={self.softmax}"
-        return ", ".join([shown, *(f"{name}={value!r}" for name, value in self.options.items())])
+        shown = [f"{in_channels}, {out_channels}, kernel_size={tuple(kernel)}, softmax={self.softmax}"]
+        if self.guided:
+            shown.append(f"guidance_channels={self.predict.in_channels}")
+        return ", ".join([*shown, *(f"{name}={value!r}" for name, value in self.options.items())])
 
 
 class LSDFN(nn.Module):
@@ -192,5 +194,10 @@ class LSDFN(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer besides its branches."""
-        shown = f"features={self.features}, filters={self.filters}, kernel_size={self.kernel_size}"
+        out_channels = self.filters if self.post is None else self.post.out_channels
+        shown = (
+            f"{self.feature_branch.in_channels}, {out_channels}, features={self.features}, filters={self.filters}, "
+            f"kernel_size={self.kernel_size}, attention={self.attention_branch is not None}, "
+            f"post={self.post is not None}"
+        )
         return ", ".join([shown, *(f"{name}={value!r}" for name, value in self.options.items())])

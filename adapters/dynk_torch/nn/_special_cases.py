@@ -60,7 +60,9 @@ class Involution(nn.Module):
         outputs = self.groups * self.kernel_size[0] * self.kernel_size[1]
         branch: OrderedDict[str, nn.Module] = OrderedDict()
         if stride > 1:
-            branch["pool"] = nn.AvgPool2d(stride, stride, ceil_mode=True)
+            # There is no padding to count. Where it is counted, inductor's gradient is wrong at the border:
+            # https://github.com/pytorch/pytorch/issues/198119
+            branch["pool"] = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
         branch["reduce"] = nn.Conv2d(channels, narrow, 1, bias=False, **made)
         branch["norm"] = nn.BatchNorm2d(narrow, **made)
         branch["relu"] = nn.ReLU()
@@ -115,7 +117,7 @@ class Involution(nn.Module):
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer besides its branch."""
         shown = f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}"
-        return f"{shown}, groups={self.groups}"
+        return f"{shown}, group_channels={self.channels // self.groups}"
 
 
 class CARAFE(nn.Module):
