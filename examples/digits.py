@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from dynk_torch.nn import DeformableKernelConv2d, parameter_groups
 from matplotlib.figure import Figure
+from recording import add_options, report, spread
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
@@ -49,9 +49,8 @@ class Digits(NamedTuple):
 class Trial(NamedTuple):
     """What became of one network."""
 
-    right: list[float]  # the share told right at each of the sizes tried
+    right: list[float]  # the share told right, in %, at each of the sizes tried
     radius: list[float]  # of the field at each of them, in pixels
-    seconds: float
 
 
 def digits() -> tuple[Digits, Digits]:
@@ -147,15 +146,15 @@ def radius(found: Tensor) -> float:
     """Return how far what counts lies from its centre, in pixels: the root of the mean square."""
     share = found / found.sum((1, 2), keepdim=True)
     places = torch.arange(found.shape[-1], dtype=found.dtype)
-    spread: Any = 0
+    square: Any = 0
     for along in (1, 2):
         line = share.sum(along)
         centre = (line * places).sum(1, keepdim=True)
-        spread = spread + (line * (places - centre) ** 2).sum(1)
-    return float(spread.sqrt().mean())
+        square = square + (line * (places - centre) ** 2).sum(1)
+    return float(square.sqrt().mean())
 
 
-def trial(network: Network, unknown: Digits, seconds: float) -> Trial:
+def trial(network: Network, unknown: Digits) -> Trial:
     """Return how a network does at every size."""
     network.eval()
     right, radii = [], []
@@ -163,9 +162,9 @@ def trial(network: Network, unknown: Digits, seconds: float) -> Trial:
     for size in TRIED:
         pictures = drawn(unknown.images, torch.full_like(turns, size), turns)
         with torch.no_grad():
-            right.append((network(pictures).argmax(1) == unknown.labels).float().mean().item())
+            right.append(100 * (network(pictures).argmax(1) == unknown.labels).float().mean().item())
         radii.append(radius(fields(network, pictures[:64])))
-    return Trial(right, radii, seconds)
+    return Trial(right, radii)
 
 
 def draw(networks: dict[str, Network], unknown: Digits, path: Path) -> None:
@@ -185,41 +184,41 @@ def draw(networks: dict[str, Network], unknown: Digits, path: Path) -> None:
     figure.savefig(path)
 
 
-def show(trials: dict[str, list[Trial]]) -> Table:
-    """Return the table: what is told right, and the radius of the field, mean and deviation over the seeds."""
-    sizes = [f"{size:g}" + ("" if TRAINED[0] <= size <= TRAINED[1] else " *") for size in TRIED]
-    table = Table("kernels", "", *sizes, "seconds", title="Sizes of digits; * not seen in training")
-    for kind, found in trials.items():
-        right, radii = np.array([t.right for t in found]), np.array([t.radius for t in found])
-        shares = [f"{mean:.1%} ± {deviation:.1%}" for mean, deviation in zip(right.mean(0), right.std(0), strict=True)]
-        seconds = f"{sum(t.seconds for t in found):.0f}"
-        table.add_row(kind, "right", *shares, seconds)
-        table.add_row(
-            "", "radius", *(f"{mean:.2f} ± {std:.2f}" for mean, std in zip(radii.mean(0), radii.std(0), strict=True))
-        )
-    return table
+def rows(trials: dict[str, list[Trial]]) -> list[list[str]]:
+    """Return what each kind tells right and how far its fields reach, at each size."""
+    found = []
+    for kind, of_kind in trials.items():
+        right, radii = (np.array(numbers).T for numbers in zip(*of_kind, strict=True))
+        found.append([f"{kind}: right, %", *map(spread, right)])
+        found.append([f"{kind}: radius, px", *(spread(of_size, 2) for of_size in radii)])
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train both networks from several seeds and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=STEPS, help="of training")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many networks of each kind")
     parser.add_argument("--output", type=Path, default=Path("digits.png"), help="where the picture goes")
+    add_options(parser, SEEDS)
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # these tensors are so small that more threads would mostly wait for each other
     known, unknown = digits()
     trials: dict[str, list[Trial]] = {kind: [] for kind in KINDS}
     networks: dict[str, Network] = {}  # those of the first seed, which are drawn
+    seconds: list[float] = []
     for seed in range(options.seeds):
+        start = time.perf_counter()
         for kind in KINDS:
             network = make_network(seed, kind)
             networks.setdefault(kind, network)
-            start = time.perf_counter()
             train(network, known, seed, options.steps, f"{kind}, seed {seed}")
-            trials[kind].append(trial(network, unknown, time.perf_counter() - start))
-    Console().print(show(trials))
-    draw(networks, unknown, options.output)
-    Console().print(f"drawn to {options.output}")
+            trials[kind].append(trial(network, unknown))
+        if seed == 0:
+            draw(networks, unknown, options.output)
+        seconds.append(time.perf_counter() - start)
+    sizes = [f"{size:g}" + ("" if TRAINED[0] <= size <= TRAINED[1] else " *") for size in TRIED]
+    report("By size, * not in training", ["size", *sizes], rows(trials), seconds, options.results, Console())
+    Console().print(f"drawn to {options.output}; {sum(seconds):.0f} s in all")
     return 0
 
 

@@ -20,9 +20,9 @@ import numpy as np
 import skimage.data
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from recording import add_options, report, spread
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import dynk
 
@@ -190,20 +190,37 @@ def rmse(predicted: Array, following: Array) -> float:
 # ---- the results -----------------------------------------------------------------------------------------------------
 
 
-def show(layers: list[Layer], losses: list[list[float]], test: Frames, console: Console) -> None:
-    """Print what each layer has learned beside a copy of the last frame."""
-    table = Table("prediction", title="error of the next frame, in grey levels of 255", title_justify="left")
-    for column in ("sees", "first steps", "last steps", "held-out part"):
-        table.add_column(column, justify="right")
-    table.add_row("the last frame again", "", "", "", f"{rmse(test.now, test.following):.1f}")
-    known = match(test)
-    for layer, loss in zip(layers, losses, strict=True):
-        reach = (layer.samples - 1) // 2 * SAMPLE_STRIDE + (TAPS - 1) // 2
-        ends = (255 * np.sqrt(np.mean(part)) for part in (loss[:5], loss[-5:]))
-        held_out = rmse(layer.predict(test.now, known), test.following)
-        numbers = (f"{number:.1f}" for number in (*ends, held_out))
-        table.add_row(f"LS-DFN, s = {layer.samples}", f"{reach} px", *numbers)
-    console.print(table)
+class Outcome(NamedTuple):
+    """What became of one seed, errors in grey levels of 255: of the last frame again, of each layer (layers, 3)."""
+
+    layers: list[Layer]
+    again: float
+    errors: Array
+
+
+def run(image: Array, held_out: Array, seed: int, steps: int, console: Console) -> Outcome:
+    """Train the layers on crops of one image and try them on crops of another."""
+    rng = np.random.default_rng(seed)
+    frames, test = random_frames(image, CROPS, rng), random_frames(held_out, BATCH, rng)
+    known, known_of_test = match(frames), match(test)
+    batches = [rng.choice(CROPS, BATCH, replace=False) for _ in range(steps)]
+    layers = [Layer(samples, rng) for samples in SAMPLES]
+    errors = []
+    for layer in layers:
+        losses = train(layer, frames, known, batches, console)
+        ends = [255 * np.sqrt(np.mean(part)) for part in (losses[:5], losses[-5:])]
+        errors.append([*ends, rmse(layer.predict(test.now, known_of_test), test.following)])
+    return Outcome(layers, rmse(test.now, test.following), np.array(errors, np.float32))
+
+
+def rows(outcomes: list[Outcome]) -> list[list[str]]:
+    """Return what each layer has learned beside a copy of the last frame."""
+    found = [["the last frame again", "", "", "", spread([outcome.again for outcome in outcomes])]]
+    errors = np.stack([outcome.errors for outcome in outcomes], -1)
+    for samples, of_layer in zip(SAMPLES, errors, strict=True):
+        reach = (samples - 1) // 2 * SAMPLE_STRIDE + (TAPS - 1) // 2
+        found.append([f"LS-DFN, s = {samples}", f"{reach} px", *map(spread, of_layer)])
+    return found
 
 
 def draw(output: Path, image: Array, layers: list[Layer], size: int = 112) -> None:
@@ -238,21 +255,25 @@ def main(arguments: list[str] | None = None) -> int:
     """Train the layers on one part of a photograph and try them on another."""
     parser = argparse.ArgumentParser(description="Predict the next frame of a moving picture by one LS-DFN layer.")
     parser.add_argument("--output", type=Path, default=Path("motion.png"), help="the picture (default motion.png)")
-    parser.add_argument("--seed", type=int, default=0, help="of the crops, their motions and the weights (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="the first, of crops, motions and weights (default 0)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default {STEPS})")
+    add_options(parser, seeds=1)
     options = parser.parse_args(arguments)
 
-    start, console, rng = time.perf_counter(), Console(), np.random.default_rng(options.seed)
+    console = Console()
     grey = skimage.data.astronaut().mean(-1, dtype=np.float32) / 255
     image, held_out = grey[:, TRAIN_COLUMNS], grey[:, HELD_OUT_COLUMNS]
-    frames, test = random_frames(image, CROPS, rng), random_frames(held_out, BATCH, rng)
-    known = match(frames)
-    batches = [rng.choice(CROPS, BATCH, replace=False) for _ in range(options.steps)]
-    layers = [Layer(samples, rng) for samples in SAMPLES]
-    losses = [train(layer, frames, known, batches, console) for layer in layers]
-    show(layers, losses, test, console)
-    draw(options.output, held_out, layers)
-    console.print(f"Motion up to {MOTION} px. {options.output} shows it. {time.perf_counter() - start:.0f} s in all.")
+    outcomes: list[Outcome] = []
+    seconds: list[float] = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        start = time.perf_counter()
+        outcomes.append(run(image, held_out, seed, options.steps, console))
+        if len(outcomes) == 1:
+            draw(options.output, held_out, outcomes[0].layers)
+        seconds.append(time.perf_counter() - start)
+    columns = ["prediction", "sees", "first steps", "last steps", "held-out part"]
+    report("Error of the next frame, in grey levels of 255", columns, rows(outcomes), seconds, options.results, console)
+    console.print(f"Motion up to {MOTION} px. {options.output} shows it. {sum(seconds):.0f} s in all.")
     return 0
 
 

@@ -3,8 +3,8 @@
 Pictures are composed of photographs of brick, grass and gravel, some of them at half their size, in random regions:
 large structures want a large receptive field, borders and small ones a small one. A network of three PAD layers learns
 to tell the textures apart, and so does its twin, whose dilation is the same everywhere and which starts from the same
-weights. The left halves of the photographs are for training, the right halves for testing. At this size both tell as
-many pixels right; what shows is where the layers look far, in the maps of the expected dilation.
+weights. The left halves of the photographs are for training, the right halves for testing. Where the layers look far
+shows in the maps of the expected dilation.
 
 `make texture` prints a table and draws texture.png.
 """
@@ -23,9 +23,9 @@ import torch
 from dynk_torch.nn import PADConv2d
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from recording import add_options, report, spread
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor, nn
 
 Array = NDArray[np.float32]
@@ -35,6 +35,7 @@ DILATIONS, FIXED = (1, 2, 4), 1  # the candidates, and the twin's dilation
 CHANNELS, LAYERS = 16, 3
 SIZE, REGIONS = 64, 6  # of a picture
 BATCH, STEPS, TESTS = 4, 400, 16
+TEST_SEED = 99  # of the pictures for testing, none of those for training
 LEARNING_RATE = 0.01
 TAU = (2.0, 0.5)  # the temperature at the beginning and at the end
 
@@ -107,9 +108,9 @@ def make_network(seed: int, *, adaptive: bool) -> Network:
     return Network(convolutions, nn.Conv2d(CHANNELS, len(TEXTURES), 1), adaptive=adaptive)
 
 
-def train(network: Network, sources: list[Array], steps: int, what: str) -> None:
+def train(network: Network, sources: list[Array], seed: int, steps: int, what: str) -> None:
     """Fit a network to pictures, none of which it sees twice."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     optimiser = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     for step in track(range(steps), what):
         network.set_temperature(TAU[0] * (TAU[1] / TAU[0]) ** (step / steps))
@@ -152,22 +153,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=STEPS, help="of training")
     parser.add_argument("--output", type=Path, default=Path("texture.png"), help="where the picture goes")
+    add_options(parser, seeds=1)
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # these tensors are so small that more threads would mostly wait for each other
     training, testing = photographs(slice(None, 256)), photographs(slice(256, None))
-    test = compose(testing, TESTS, np.random.default_rng(1))
-    table = Table("network", "weights", "pixels told right", "seconds of training")
-    for adaptive in (False, True):
-        name = "a dilation for each pixel" if adaptive else f"dilation {FIXED} everywhere"
-        network = make_network(0, adaptive=adaptive)
+    test = compose(testing, TESTS, np.random.default_rng(TEST_SEED))
+    shares: dict[str, list[float]] = {f"dilation {FIXED} everywhere": [], "a dilation for each pixel": []}
+    weights: dict[str, str] = {}
+    seconds: list[float] = []
+    for seed in range(options.seeds):
         start = time.perf_counter()
-        train(network, training, options.steps, name)
-        seconds = time.perf_counter() - start
-        share, maps = accuracy(network, test)
-        weights = sum(parameter.numel() for parameter in network.parameters())
-        table.add_row(name, f"{weights:,}", f"{share:.1%}", f"{seconds:.0f}")
-    Console().print(table)
-    draw(test, maps, options.output)
-    Console().print(f"drawn to {options.output}")
+        for name, adaptive in zip(shares, (False, True), strict=True):
+            network = make_network(seed, adaptive=adaptive)
+            train(network, training, seed, options.steps, f"{name}, seed {seed}")
+            share, maps = accuracy(network, test)
+            shares[name].append(100 * share)
+            weights[name] = f"{sum(parameter.numel() for parameter in network.parameters()):,}"
+        if seed == 0:
+            draw(test, maps, options.output)
+        seconds.append(time.perf_counter() - start)
+    rows = [[name, weights[name], spread(found)] for name, found in shares.items()]
+    columns = ["network", "weights", "right, %"]
+    report("Share of pixels told right", columns, rows, seconds, options.results, Console())
+    Console().print(f"drawn to {options.output}; {sum(seconds):.0f} s in all")
     return 0
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import dynk
-from examples import motion
+
+sys.path.append(str(Path(__file__).parent.parent / "examples"))  # as for a script
+from examples import motion, recording
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 texture, erf_growth = (pytest.importorskip(f"examples.{name}") for name in ("texture", "erf_growth"))
@@ -53,11 +58,21 @@ def test_the_motion_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> Non
     monkeypatch.setattr(motion, "CROPS", 4)
     monkeypatch.setattr(motion, "BATCH", 2)
     monkeypatch.setattr(motion, "SAMPLES", (1, 7))
-    output = tmp_path / "motion.png"
-    assert motion.main(["--output", str(output), "--steps", "2"]) == 0
+    output, results = tmp_path / "motion.png", tmp_path / "motion.json"
+    assert motion.main(["--output", str(output), "--results", str(results), "--steps", "2", "--seeds", "2"]) == 0
     printed = capsys.readouterr().out
     assert all(row in printed for row in ("the last frame again", "s = 1", "s = 7"))
+    assert [row[1] for row in json.loads(results.read_text())["rows"]] == ["", "1 px", "10 px"]
     assert output.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_recorded_is_mean_and_deviation_of_the_seeds_and_the_slowest_one(tmp_path) -> None:
+    assert (recording.spread([2.0]), recording.spread([1.0, 3.0], 2)) == ("2.0", "2.00 ± 1.41")
+    path = tmp_path / "found.json"
+    recording.report("Error", ["a", "b"], [["x", "1.0"]], [1.0, 3.04, 2.0], path, Console())
+    found = recording.Found(**json.loads(path.read_text()))
+    assert (found.title, found.seconds) == ("Error: mean ± deviation of 3 seeds.", 3.0)
+    assert (found.columns, found.rows) == (["a", "b"], [["x", "1.0"]])
 
 
 def test_textures_are_where_their_labels_say() -> None:
@@ -76,10 +91,12 @@ def test_twins_start_from_the_same_weights() -> None:
 def test_the_texture_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(texture, "TESTS", 4)
     monkeypatch.setattr(texture, "BATCH", 1)
-    output = tmp_path / "texture.png"
-    assert texture.main(["--output", str(output), "--steps", "1"]) == 0
+    output, results = tmp_path / "texture.png", tmp_path / "texture.json"
+    assert texture.main(["--output", str(output), "--results", str(results), "--steps", "1"]) == 0
     printed = capsys.readouterr().out
     assert all(row in printed for row in ("dilation 1 everywhere", "a dilation for each pixel"))
+    fixed, adaptive = (int(row[1].replace(",", "")) for row in json.loads(results.read_text())["rows"])
+    assert fixed < adaptive
     assert output.read_bytes().startswith(b"\x89PNG")
 
 
@@ -113,10 +130,11 @@ def test_the_digits_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> Non
     known, unknown = digits.digits()
     few = digits.Digits(unknown.images[:8], unknown.labels[:8])
     monkeypatch.setattr(digits, "digits", lambda: (known, few))
-    output = tmp_path / "digits.png"
-    assert digits.main(["--output", str(output), "--steps", "1", "--seeds", "1"]) == 0
+    output, results = tmp_path / "digits.png", tmp_path / "digits.json"
+    assert digits.main(["--output", str(output), "--results", str(results), "--steps", "1", "--seeds", "1"]) == 0
     printed = capsys.readouterr().out
     assert all(kind in printed for kind in digits.KINDS)
+    assert {len(row) for row in json.loads(results.read_text())["rows"]} == {1 + len(digits.TRIED)}
     assert output.read_bytes().startswith(b"\x89PNG")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -69,9 +70,27 @@ def test_docstrings_become_markdown() -> None:
     assert ">>> 2*x" in found
 
 
-def test_results_that_the_gallery_shows_are_recorded() -> None:
-    names = re.findall(r"<!-- results: (\w+) -->", (DOCS / "gallery.md").read_text())
-    assert names
+def test_results_that_pages_show_are_recorded_with_their_spread() -> None:
+    names = {name for page in DOCS.rglob("*.md") for name in re.findall(r"<!-- results: (\w+) -->", page.read_text())}
+    assert names == {path.stem for path in (DOCS / "gallery").glob("*.json")}
     for name in names:
         found = json.loads((DOCS / "gallery" / f"{name}.json").read_text())
         assert {len(row) for row in found["rows"]} == {len(found["columns"])}
+        assert any("±" in cell for row in found["rows"] for cell in row)
+        assert found.get("seconds", 0) < 120
+
+
+def test_results_are_shown_as_a_table_and_the_time_in_whole_minutes(tmp_path, monkeypatch) -> None:
+    for package in ("mkdocs", "latex2mathml", "matplotlib"):
+        pytest.importorskip(package)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    hooks = tool("hooks")
+    monkeypatch.setattr(hooks, "DOCS", tmp_path)
+    (tmp_path / "gallery").mkdir()
+    found: dict[str, object] = {"title": "T.", "columns": ["a", "b"], "rows": [["x", "1 ± 2"]]}
+    table = "| a | b |\n| --- | --- |\n| x | 1 ± 2 |\n\nT."
+    times = ({}, {"seconds": 59.0, "cores": 2}, {"seconds": 61.0, "cores": 4})
+    ends = ("", " One seed took under 1 minute on 2 cores.", " One seed took under 2 minutes on 4 cores.")
+    for time, end in zip(times, ends, strict=True):
+        (tmp_path / "gallery" / "n.json").write_text(json.dumps({**found, **time}))
+        assert hooks.results("n") == table + end
