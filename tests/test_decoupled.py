@@ -244,6 +244,18 @@ def test_parameters_of_an_empty_batch_of_filters_have_gradient_0(lane: Lane) -> 
     assert [values(lane.get(g)).any() for g in grads] == [False, False, False]
 
 
+@each_lane
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_a_gradient_has_the_same_bits_alone(lane: Lane, combine: str) -> None:
+    """A product that two sums share must be rounded, or not, as where one of them is not wanted."""
+    shapes = (2, 5, 3, 31), (2, 1, 3, 3, 3, 31), (2, 5, 3, 3)
+    call = Call(DDF, tuple(normal(lane.dtype, *shape) for shape in shapes), {"combine": combine})
+    grad_out = normal(lane.dtype, *call.plan.out_shape)
+    together = lane.backward(call, grad_out)
+    for k, name in enumerate(DDF.arrays):
+        assert bits(lane.backward(call, grad_out, needs=(name,))[k]) == bits(together[k])
+
+
 # ---- ddf_upsample ----------------------------------------------------------------------------------------------------
 
 

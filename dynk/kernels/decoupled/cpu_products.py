@@ -51,9 +51,9 @@ def products_band(  # type: ignore[no-untyped-def]
     fields, masks = vectors_of(sweep, taps, first, last, size)
     all_taps, share = g.scale * g.scale * g.kh * g.kw, g.C // g.G
     want_spatial = grad_spatial.size > 0
-    span = fields.size // FIELDS * size if want_spatial else 0
-    rows = accumulators(x, all_taps * span)
-    done = accumulators(x, all_taps * span if share > CHAIN else 0)
+    lanes = fields.size // FIELDS * size if want_spatial else 0
+    rows = accumulators(x, all_taps * lanes)
+    done = accumulators(x, all_taps * lanes if share > CHAIN else 0)
     sums = accumulators(x, all_taps * size * 4)
     unit = accumulators(x, 1)
     unit[0] = 1
@@ -187,13 +187,15 @@ def _add_products(side_by_side: bool):  # type: ignore[no-untyped-def]
             here = vector.shift(filters, fields[v * FIELDS + FIRST_FILTER])
             row = vector.spaced((tap * vectors + v) * size, vectors * size, numbers)
             if side_by_side and fields[v * FIELDS + WHOLE] != 0:
-                terms = vector.mul(
-                    vector.load(grads, vector.shift(results, result)), vector.load(x, vector.shift(values, value))
+                grad, own = (
+                    vector.load(grads, vector.shift(results, result)),
+                    vector.load(x, vector.shift(values, value)),
                 )
+                terms = vector.mul(grad, own)
                 if product:
                     total = vector.fma(vector.load(spatial, here), terms, total)
                 else:
-                    total = vector.add(terms, total)
+                    total = vector.fma(grad, own, total)
                 if rows.size > 0:
                     vector.store(rows, row, vector.dot(weights, terms, vector.load(rows, row)))
             else:
@@ -201,14 +203,15 @@ def _add_products(side_by_side: bool):  # type: ignore[no-untyped-def]
                 mask = vector.pick(masks, vector.spaced(v * count + k, 1, of_taps))
                 if side_by_side:
                     grad = vector.load(grads, vector.shift(results, result))
-                    terms = vector.mul(grad, vector.load(x, vector.shift(values, value)))
+                    own = vector.load(x, vector.shift(values, value))
                 else:
                     grad = vector.load_where(grads, vector.shift(results, result), 1, positions)
-                    terms = vector.mul(grad, vector.load_where(x, vector.shift(values, value), step, mask))
+                    own = vector.load_where(x, vector.shift(values, value), step, mask)
+                terms = vector.mul(grad, own)
                 if product:
                     after = vector.fma(vector.load_where(spatial, here, 1, mask), terms, total)
                 else:
-                    after = vector.add(terms, total)
+                    after = vector.fma(grad, own, total)
                 total = vector.where(mask, after, total)
                 if rows.size > 0:
                     before = vector.load(rows, row)
