@@ -1,13 +1,15 @@
 """Weights and floating-point operations of a network, counted without running it.
 
 PyTorch's own counter counts convolutions and matrix products; each operator of dynk adds its formula. What works on
-single elements, such as normalisation, activation and pooling, counts nothing, as is the habit of the papers. An
-addition and a multiplication are an operation each; the papers' GFLOPs are pairs of them, half as many.
+single elements, such as normalisation, activation and pooling, counts nothing, unless it is asked to be counted as the
+author of DDF counts. An addition and a multiplication are an operation each; the papers' GFLOPs are pairs of them, half
+as many.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import dynk_torch  # noqa: F401  # registers torch.ops.dynk
@@ -26,11 +28,11 @@ class Count(NamedTuple):
     flops: int
 
 
-def count(network: nn.Module, *shapes: tuple[int, ...]) -> Count:
+def count(network: nn.Module, *shapes: tuple[int, ...], formulas: Mapping[Any, Any] | None = None) -> Count:
     """Return the counts of a network for inputs of these shapes; its parameters may be on the device "meta"."""
     device = next((parameter.device for parameter in network.parameters()), torch.device("meta"))
     inputs = [torch.empty(shape, device=device) for shape in shapes]
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=dict(formulas or FORMULAS)) as counter, torch.no_grad():
         network(*inputs)
     sizes = [(parameter.ndim, parameter.numel()) for parameter in network.parameters()]
     return Count(
@@ -108,4 +110,26 @@ FORMULAS: dict[Any, Any] = {
     OPERATORS.adaptive_dilation_conv2d: adaptive_dilation,
     OPERATORS.deformable_conv2d: deformable_convolution,
     OPERATORS.sample_kernel: kernel_sampling,
+}
+
+
+def author_filtering(x: Shape, spatial: Shape, channel: Shape, *_: Any, out_shape: Shape) -> int:
+    """`ddf` as its author counts: at each tap a pair that makes one of two filters, and a pair that applies it."""
+    taps = math.prod(channel[-2:] if spatial is None else spatial[-4:-2])
+    return int(2 * math.prod(out_shape) * taps * ((spatial is not None) + (channel is not None)))
+
+
+def each_element(x: Shape, *_: Any, **__: Any) -> int:
+    """One of the papers' GFLOPs, a pair, for each element that goes in."""
+    return int(2 * math.prod(x))
+
+
+# As the author of DDF counts, https://github.com/theFoxofSky/ddfnet/issues/16; docs/tables.md has it in words.
+AUTHOR_FORMULAS: dict[Any, Any] = FORMULAS | {
+    OPERATORS.ddf: author_filtering,
+    OPERATORS.filter_norm: each_element,
+    torch.ops.aten._native_batch_norm_legit: each_element,
+    torch.ops.aten._native_batch_norm_legit_no_training: each_element,
+    torch.ops.aten.mean: each_element,  # which global average pooling is
+    torch.ops.aten.add: each_element,
 }
