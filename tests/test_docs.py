@@ -1,8 +1,8 @@
 """Every Python block of the README and of the pages in docs/ runs, those of a page in order, and prints what it shows.
 
-A block of text right behind a Python block is what that prints. A block behind `<!-- needs a GPU -->` is compiled
-everywhere and runs where there is a CUDA device. The guide to a new operator is followed to the letter: its blocks that
-name a file become that file.
+A block of text right behind a Python block is what that prints. A block behind `<!-- needs a GPU -->` runs on CuPy
+where there is a CUDA device, and everywhere on host_cupy.py: its kernels on the emulator, and no work done that was not
+waited for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from cuda_emulator import emulator_unavailable
+from host_cupy import install
 from torch_cases import ignore_torch_jit
 
 import dynk
@@ -61,6 +64,7 @@ def ids(page: Path) -> str:
 
 
 WITH_BLOCKS = [page for page in PAGES if page != GUIDE and blocks(page)]
+FOR_A_GPU = [page for page in WITH_BLOCKS if any(block.gpu for block in blocks(page))]
 
 
 def test_the_readme_has_a_block_for_raw_arrays_pytorch_and_jax() -> None:
@@ -90,30 +94,40 @@ def test_the_page_of_every_operator_has_a_table_of_its_options(name: str) -> Non
     assert sorted(named) == sorted(operators()[name].options)
 
 
-@ignore_torch_jit  # PyTorch's own forward mode uses what it deprecates
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=ids)
-def test_blocks_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def run(page: Path, capsys: pytest.CaptureFixture[str], *, gpu: bool) -> dict[str, object]:
+    """Run the blocks of a page one after the other, and return the names that are then there."""
     names: dict[str, object] = {"__name__": "page"}
     for block in blocks(page):
         code = compile(block.code, page.name, "exec")
-        if block.gpu:
+        if block.gpu and not gpu:
             continue
         exec(code, names)
         printed = capsys.readouterr().out
         if block.printed:
             assert printed == block.printed
+    return names
+
+
+@ignore_torch_jit  # PyTorch's own forward mode uses what it deprecates
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=ids)
+def test_blocks_run(page: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if page not in FOR_A_GPU or emulator_unavailable():
+        run(page, capsys, gpu=False)
+        return
+    cupy = install(monkeypatch)
+    arrays = [array for array in run(page, capsys, gpu=True).values() if isinstance(array, cupy.ndarray)]
+    assert arrays
+    assert cupy.launched_on
+    assert not any(np.isnan(array.memory).any() for array in arrays), "what nobody waited for is poison"
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("page", [page for page in PAGES if any(block.gpu for block in blocks(page))], ids=ids)
-def test_blocks_for_a_gpu_run(page: Path) -> None:
+@pytest.mark.parametrize("page", FOR_A_GPU, ids=ids)
+def test_blocks_for_a_gpu_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reasons = [backend.reason for backend in dynk.backends() if backend.name == "cupy"]
     if reasons != [None]:
         pytest.skip(f"cupy: {reasons[0]}")
-    names: dict[str, object] = {"__name__": "page"}
-    for block in blocks(page):
-        if block.gpu:
-            exec(compile(block.code, page.name, "exec"), names)
+    run(page, capsys, gpu=True)
 
 
 FOLLOWED = """
