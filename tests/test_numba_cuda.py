@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -25,12 +27,8 @@ from numba import cuda, types  # noqa: E402
 from numba.cuda.dispatcher import CUDADispatcher  # noqa: E402
 from numba.cuda.typing.typeof import typeof  # noqa: E402
 
+from dynk import kernels  # noqa: E402
 from dynk.kernels.common import numba_cuda_kernels  # noqa: E402
-from dynk.kernels.decoupled import numba_cuda, numba_cuda_norm  # noqa: E402
-from dynk.kernels.deformable import numba_cuda_conv, numba_cuda_sample, numba_cuda_scatter  # noqa: E402
-from dynk.kernels.dilated import numba_cuda_dilation, numba_cuda_gumbel  # noqa: E402
-from dynk.kernels.sampled import numba_cuda as numba_cuda_ls_dfn  # noqa: E402
-from dynk.kernels.sampled import numba_cuda_dynamic  # noqa: E402
 
 DTYPES = run_numba_cuda.DTYPES
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -38,18 +36,11 @@ OPERATORS = [op for op in operators().values() if op.has_launchers("numba_cuda")
 each_operator = pytest.mark.parametrize("op", OPERATORS, ids=lambda op: op.name)
 on_emulator = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulator_unavailable()))
 
-MODULES = (
-    numba_cuda_kernels,
-    numba_cuda,
-    numba_cuda_norm,
-    numba_cuda_ls_dfn,
-    numba_cuda_dynamic,
-    numba_cuda_dilation,
-    numba_cuda_gumbel,
-    numba_cuda_conv,
-    numba_cuda_scatter,
-    numba_cuda_sample,
-)
+MODULES = [
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(kernels.__path__, "dynk.kernels.")
+    if module.name.rpartition(".")[2].startswith("numba_cuda")
+]
 KERNELS = {
     kernel.py_func.__name__: kernel
     for module in MODULES
