@@ -2,7 +2,7 @@
 
 The digits are the 8 x 8 ones that scikit-learn brings along, put somewhere in a larger picture, clean or noisy. Three
 networks learn to read them: of residual blocks 1x1 - 3x3 - 1x1 whose 3x3 part is a DDF layer, a convolution of the same
-width, or a convolution as narrow as the weights of the first allow. Each is trained from three seeds.
+width, or a convolution as narrow as the weights of the first allow. Each is trained from several seeds.
 
     python examples/ddf_net.py    # wants dynk[examples]; prints a table and draws ddf_net.png
 """
@@ -10,7 +10,6 @@ width, or a convolution as narrow as the weights of the first allow. Each is tra
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +20,9 @@ import torch
 from dynk_torch.nn import DDF
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from recording import add_options, deviation, report, spread
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -35,7 +34,7 @@ NOISES = {"clean": 0.0, "noisy": 0.3}  # the deviation of a picture's noise, whe
 TRAINED = 1200  # digits to learn from; the other 597 are for testing
 BATCH, EPOCHS = 64, 10
 LEARNING_RATE = 0.005
-SEEDS = (0, 1, 2)
+SEEDS = 3
 
 
 # ---- the networks ----------------------------------------------------------------------------------------------------
@@ -152,33 +151,13 @@ class Contender(NamedTuple):
     shares: dict[str, list[list[float]]]
 
 
-class Found(NamedTuple):
-    """What is printed and recorded: a table of text."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
-def summary(contenders: list[Contender]) -> Found:
-    """Return a row for each network."""
-    title = f"Digits read right, in %: mean ± deviation of {len(SEEDS)} seeds."
-    rows = []
+def rows(contenders: list[Contender]) -> list[list[str]]:
+    """Return what each network weighs and reads right of each task after its training."""
+    found = []
     for name, make, shares in contenders:
-        last = [100 * np.array(of_task)[:, -1] for of_task in shares.values()]
-        cells = [f"{share.mean():.1f} ± {share.std(ddof=1):.1f}" for share in last]
-        rows.append([name, f"{weights(make()):,}", *cells])
-    return Found(title, ["network", "weights", *NOISES], rows)
-
-
-def show(found: Found, console: Console) -> None:
-    """Print the table."""
-    table = Table(title=found.title, title_justify="left")
-    for column in found.columns:
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for row in found.rows:
-        table.add_row(*row)
-    console.print(table)
+        cells = [spread([100 * run[-1] for run in of_task]) for of_task in shares.values()]
+        found.append([name, f"{weights(make()):,}", *cells])
+    return found
 
 
 def draw(contenders: list[Contender], network: nn.Sequential, test: Digits, path: Path) -> None:
@@ -188,10 +167,10 @@ def draw(contenders: list[Contender], network: nn.Sequential, test: Digits, path
     panels = left.subplots(1, len(NOISES), sharey=True)
     for axes, task in zip(panels, NOISES, strict=True):
         for name, _, shares in contenders:
-            mean, deviation = 100 * np.mean(shares[task], 0), 100 * np.std(shares[task], 0, ddof=1)
+            mean, around = 100 * np.mean(shares[task], 0), 100 * deviation(shares[task])
             epochs = np.arange(1, len(mean) + 1)
             axes.plot(epochs, mean, label=name)
-            axes.fill_between(epochs, mean - deviation, mean + deviation, alpha=0.2)
+            axes.fill_between(epochs, mean - around, mean + around, alpha=0.2)
         axes.set_title(f"{task} pictures")
         axes.set_xlabel("epoch")
     panels[0].set_ylabel("digits read right, %")
@@ -217,10 +196,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare a DDF network with convolutional ones on digits.")
     parser.add_argument("--output", type=Path, default=Path("ddf_net.png"), help="the picture (default ddf_net.png)")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of training (default {EPOCHS})")
-    parser.add_argument("--results", type=Path, help="where the table is recorded as JSON (nowhere)")
+    add_options(parser, SEEDS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # these tensors are so small that more threads would mostly wait for each other
-    start, console = time.perf_counter(), Console()
 
     tasks = {name: make_task(noise) for name, noise in NOISES.items()}
     narrow = narrowest(weights(make_network(WIDTH, DDF)))
@@ -230,19 +208,22 @@ def main(arguments: list[str] | None = None) -> int:
         "convolution, same width": lambda: make_network(WIDTH, convolution),
     }
     contenders = [Contender(name, make, {task: [] for task in tasks}) for name, make in makers.items()]
-    trained = {}
-    runs = [(seed, task, contender) for seed in SEEDS for task in tasks for contender in contenders]
-    for seed, task, contender in track(runs, "training", console=console):
-        torch.manual_seed(seed)
-        network = contender.make()
-        contender.shares[task].append(train(network, tasks[task], options.epochs, seed))
-        trained[contender.name, task] = network
-    found = summary(contenders)
-    show(found, console)
-    if options.results:
-        options.results.write_text(json.dumps(found._asdict(), ensure_ascii=False, indent=1) + "\n")
-    draw(contenders, trained["DDF", "clean"], tasks["clean"].test, options.output)
-    console.print(f"drawn to {options.output}; {time.perf_counter() - start:.0f} s in all")
+    first: dict[tuple[str, str], nn.Sequential] = {}  # the networks of the first seed, of which one is drawn
+    seconds: list[float] = []
+    console = Console()
+    for seed in range(options.seeds):
+        start = time.perf_counter()
+        runs = [(task, contender) for task in tasks for contender in contenders]
+        for task, contender in track(runs, f"seed {seed}", console=console):
+            torch.manual_seed(seed)
+            network = contender.make()
+            contender.shares[task].append(train(network, tasks[task], options.epochs, seed))
+            first.setdefault((contender.name, task), network)
+        seconds.append(time.perf_counter() - start)
+    columns = ["network", "weights", *tasks]
+    report("Digits read right, in %", columns, rows(contenders), seconds, options.results, console)
+    draw(contenders, first["DDF", "clean"], tasks["clean"].test, options.output)
+    console.print(f"drawn to {options.output}; {sum(seconds):.0f} s in all")
     return 0
 
 

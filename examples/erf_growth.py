@@ -2,7 +2,7 @@
 
 A network of three LS-DFN layers tells photographs of brick, grass and gravel apart, pixel by pixel. Filters and
 attention of a pixel are predicted from this pixel alone, so that nothing but the sampling widens the field. Networks of
-one, three and five samples per side are trained from three seeds each. What a pixel of the output sees is measured by
+one, three and five samples per side are trained from several seeds each. What a pixel of the output sees is measured by
 one pass of the gradient back to the picture, whose mean distance from this pixel is the radius of the field.
 
     python examples/erf_growth.py    # wants dynk[demo]; prints tables and draws erf_growth.png
@@ -11,7 +11,6 @@ one pass of the gradient back to the picture, whose mean distance from this pixe
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +21,9 @@ import skimage.data
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from recording import add_options, deviation, report, spread
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor, nn
 
 Array = NDArray[np.float32]
@@ -35,7 +34,7 @@ CHANNELS = 6
 SIZE, INNER = 36, slice(12, 24)  # of a crop, and the pixels that are asked
 BATCH, STEPS, TESTS = 4, 150, 24
 LEARNING_RATE = 0.01
-SEEDS = (0, 1, 2)
+SEEDS = 3
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
@@ -179,40 +178,15 @@ def measure(samples: int, seed: int, steps: int, halves: tuple[list[Array], list
 # ---- the results -----------------------------------------------------------------------------------------------------
 
 
-def spread(numbers: list[float], scale: float = 1) -> str:
-    """Return mean and standard deviation over the seeds."""
-    return f"{scale * np.mean(numbers):.1f} ± {scale * np.std(numbers, ddof=1):.1f}"
-
-
-class Found(NamedTuple):
-    """What is printed and recorded: a table of text."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
-def summary(results: dict[int, list[Measured]]) -> Found:
-    """Return a row for each number of samples."""
-    title = f"Radius of the field in pixels, share of pixels told right: mean ± deviation of {len(SEEDS)} seeds."
-    layers = [f"layer {depth}" for depth in range(1, LAYERS + 1)]
-    rows = []
+def rows(results: dict[int, list[Measured]]) -> list[list[str]]:
+    """Return how far each network can see, does see before and after training, and what it tells right."""
+    found = []
     for samples, runs in results.items():
         by_depth = [spread([radius(run.after[depth]) for run in runs]) for depth in range(LAYERS)]
         untrained = spread([radius(run.before[-1]) for run in runs])
-        share = spread([run.share for run in runs], 100)
-        rows.append([f"{samples} x {samples}", f"{reach(samples)} px", untrained, *by_depth, share])
-    return Found(title, ["samples", "can see", "untrained", *layers, "right, %"], rows)
-
-
-def show(found: Found, console: Console) -> None:
-    """Print the table."""
-    table = Table(title=found.title, title_justify="left")
-    for column in found.columns:
-        table.add_column(column, justify="right")
-    for row in found.rows:
-        table.add_row(*row)
-    console.print(table)
+        share = spread([100 * run.share for run in runs])
+        found.append([f"{samples} x {samples}", f"{reach(samples)} px", untrained, *by_depth, share])
+    return found
 
 
 def draw(results: dict[int, list[Measured]], path: Path) -> None:
@@ -234,7 +208,7 @@ def draw(results: dict[int, list[Measured]], path: Path) -> None:
     axes = curves.subplots()
     for samples, runs in results.items():
         radii = np.array([[radius(field) for field in run.after] for run in runs])
-        options: dict[str, Any] = {"yerr": radii.std(0, ddof=1), "capsize": 3, "label": f"s = {samples}"}
+        options: dict[str, Any] = {"yerr": deviation(radii), "capsize": 3, "label": f"s = {samples}"}
         axes.errorbar(range(1, LAYERS + 1), radii.mean(0), **options)
     axes.set_xlabel("layer")
     axes.set_ylabel("radius of the field, pixels")
@@ -248,21 +222,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure how the effective receptive field of LS-DFN grows.")
     parser.add_argument("--output", type=Path, default=Path("erf_growth.png"), help="the picture (erf_growth.png)")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"training steps (default {STEPS})")
-    parser.add_argument("--results", type=Path, help="where the table is recorded as JSON (nowhere)")
+    add_options(parser, SEEDS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # these tensors are so small that more threads would mostly wait for each other
-    start, console = time.perf_counter(), Console()
     halves = photographs(slice(None, 256)), photographs(slice(256, None))
     results: dict[int, list[Measured]] = {samples: [] for samples in SAMPLES}
-    runs = [(samples, seed) for samples in SAMPLES for seed in SEEDS]
-    for samples, seed in track(runs, "training", console=console):
-        results[samples].append(measure(samples, seed, options.steps, halves))
-    found = summary(results)
-    show(found, console)
-    if options.results:
-        options.results.write_text(json.dumps(found._asdict(), ensure_ascii=False, indent=1) + "\n")
+    seconds: list[float] = []
+    console = Console()
+    for seed in range(options.seeds):
+        start = time.perf_counter()
+        for samples in track(SAMPLES, f"seed {seed}", console=console):
+            results[samples].append(measure(samples, seed, options.steps, halves))
+        seconds.append(time.perf_counter() - start)
+    layers = [f"layer {depth}" for depth in range(1, LAYERS + 1)]
+    columns = ["samples", "can see", "untrained", *layers, "right, %"]
+    title = "Radius of the field in pixels, share of pixels told right"
+    report(title, columns, rows(results), seconds, options.results, console)
     draw(results, options.output)
-    console.print(f"drawn to {options.output}; {time.perf_counter() - start:.0f} s in all")
+    console.print(f"drawn to {options.output}; {sum(seconds):.0f} s in all")
     return 0
 
 

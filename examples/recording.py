@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -30,10 +31,16 @@ def add_options(parser: argparse.ArgumentParser, seeds: int) -> None:
     parser.add_argument("--results", type=Path, help="where the table is recorded as JSON (nowhere)")
 
 
+def deviation(numbers: ArrayLike) -> NDArray[np.float64]:
+    """Return the standard deviation over seeds, the first axis; 0 of one seed."""
+    array = np.asarray(numbers, np.float64)
+    return np.asarray(array.std(0, ddof=min(1, len(array) - 1)))
+
+
 def spread(numbers: Sequence[float], digits: int = 1) -> str:
     """Return the mean, of more than one number with the standard deviation."""
     mean = f"{np.mean(numbers):.{digits}f}"
-    return mean if len(numbers) == 1 else f"{mean} ± {np.std(numbers, ddof=1):.{digits}f}"
+    return mean if len(numbers) == 1 else f"{mean} ± {deviation(numbers):.{digits}f}"
 
 
 def report(

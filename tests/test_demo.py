@@ -1,6 +1,7 @@
 """The pieces of the demo: what is masked, kept apart and aligned, the baselines where they are exact, the training."""
 
 import json
+import statistics
 
 import numpy as np
 import pytest
@@ -216,6 +217,9 @@ def test_the_demo_runs_and_draws(tmp_path, monkeypatch, capsys):
     assert facts["seed"] == 1
     assert len(set(facts["rmse by seed"])) == 2
     assert facts["rmse"]["DDF-Up"] == sum(facts["rmse by seed"]) / 2
-    *_, (method, score, _) = json.loads(record.read_text())["rows"]
-    assert (method, score.endswith("of 2 seeds")) == ("DDF-Up", True)
+    recorded = json.loads(record.read_text())
+    assert recorded["title"].endswith("DDF-Up is the mean ± deviation of 2 seeds.")
+    deviation = statistics.stdev(facts["rmse by seed"])
+    assert recorded["rows"][-1][:2] == ["DDF-Up", f"{facts['rmse']['DDF-Up']:.3f} ± {deviation:.3f}"]
+    assert 0 < recorded["seconds"] < facts["seconds"]
     assert output.read_bytes().startswith(b"\x89PNG")

@@ -68,6 +68,8 @@ def test_the_motion_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> Non
 
 def test_what_is_recorded_is_mean_and_deviation_of_the_seeds_and_the_slowest_one(tmp_path) -> None:
     assert (recording.spread([2.0]), recording.spread([1.0, 3.0], 2)) == ("2.0", "2.00 ± 1.41")
+    np.testing.assert_array_equal(recording.deviation([[2.0, 5.0]]), [0, 0])
+    np.testing.assert_allclose(recording.deviation([[1.0, 5.0], [3.0, 5.0]]), [2**0.5, 0])
     path = tmp_path / "found.json"
     recording.report("Error", ["a", "b"], [["x", "1.0"]], [1.0, 3.04, 2.0], path, Console())
     found = recording.Found(**json.loads(path.read_text()))
@@ -154,9 +156,8 @@ def test_digits_lie_anywhere_in_their_pictures() -> None:
 
 def test_the_ddf_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(ddf_net, "TRAINED", 96)
-    monkeypatch.setattr(ddf_net, "SEEDS", (0, 1))
     output, results = tmp_path / "ddf_net.png", tmp_path / "ddf_net.json"
-    assert ddf_net.main(["--output", str(output), "--results", str(results), "--epochs", "1"]) == 0
+    assert ddf_net.main(["--output", str(output), "--results", str(results), "--epochs", "1", "--seeds", "2"]) == 0
     assert "no fewer weights" in capsys.readouterr().out
     assert output.read_bytes().startswith(b"\x89PNG")
     assert len(json.loads(results.read_text())["rows"]) == 3
@@ -180,11 +181,11 @@ def test_the_radius_of_a_ring_is_its_distance() -> None:
     assert erf_growth.radius(field) == pytest.approx(5)
 
 
-def test_the_erf_example_runs_and_draws(tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("seeds", ["1", "2"])
+def test_the_erf_example_runs_and_draws(tmp_path, monkeypatch, capsys, seeds: str) -> None:
     monkeypatch.setattr(erf_growth, "TESTS", 2)
-    monkeypatch.setattr(erf_growth, "SEEDS", (0, 1))
     output, results = tmp_path / "erf.png", tmp_path / "erf.json"
-    assert erf_growth.main(["--output", str(output), "--results", str(results), "--steps", "1"]) == 0
+    assert erf_growth.main(["--output", str(output), "--results", str(results), "--steps", "1", "--seeds", seeds]) == 0
     assert "5 x 5" in capsys.readouterr().out
     assert output.read_bytes().startswith(b"\x89PNG")
     assert [row[1] for row in json.loads(results.read_text())["rows"]] == ["4 px", "10 px", "16 px"]

@@ -74,15 +74,13 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def results(name: str) -> str:
-    """Return the table of what an example found, and how long it took where that is recorded."""
+    """Return the table of what an example found, and how long one seed of it took."""
     found = json.loads((DOCS / "gallery" / f"{name}.json").read_text())
     rows = [found["columns"], ["---"] * len(found["columns"]), *found["rows"]]
     table = "\n".join(f"| {' | '.join(map(escape, row))} |" for row in rows)
-    time = ""
-    if "seconds" in found:
-        minutes = math.ceil(found["seconds"] / 60)
-        time = f" One seed took under {minutes} minute{'s'[: minutes > 1]} on {found['cores']} cores."
-    return f"{table}\n\n{escape(found['title'])}{time}"
+    minutes = math.ceil(found["seconds"] / 60)
+    time = f"One seed took under {minutes} minute{'s'[: minutes > 1]} on {found['cores']} cores."
+    return f"{table}\n\n{escape(found['title'])} {time}"
 
 
 def benchmarks() -> str:
