@@ -13,10 +13,11 @@ from rich.console import Console
 import dynk
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))  # as for a script
-from examples import motion, recording
+from examples import joint_upsampling, motion, recording
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 texture, erf_growth = (pytest.importorskip(f"examples.{name}") for name in ("texture", "erf_growth"))
+baselines, training = (pytest.importorskip(f"dynk.demo.{name}") for name in ("baselines", "training"))
 ddf_net = pytest.importorskip("examples.ddf_net", reason="scikit-learn is not installed")
 digits = pytest.importorskip("examples.digits", reason="scikit-learn is not installed")
 
@@ -189,3 +190,15 @@ def test_the_erf_example_runs_and_draws(tmp_path, monkeypatch, capsys, seeds: st
     assert "5 x 5" in capsys.readouterr().out
     assert output.read_bytes().startswith(b"\x89PNG")
     assert [row[1] for row in json.loads(results.read_text())["rows"]] == ["4 px", "10 px", "16 px"]
+
+
+def test_the_example_of_joint_upsampling_is_the_demo(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(training, "CROP", 32)
+    monkeypatch.setattr(training, "STEPS", 2)
+    monkeypatch.setattr(baselines, "SPACE_SIGMAS", (0.5,))
+    monkeypatch.setattr(baselines, "COLOUR_SIGMAS", (0.2,))
+    output, results = tmp_path / "demo.png", tmp_path / "demo.json"
+    assert joint_upsampling.main(["--output", str(output), "--results", str(results), "--seeds", "2"]) == 0
+    assert "on the held-out part" in capsys.readouterr().out
+    assert recording.Found(**json.loads(results.read_text())).rows[-1][0] == "DDF-Up"
+    assert output.read_bytes().startswith(b"\x89PNG")
