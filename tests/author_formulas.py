@@ -26,6 +26,14 @@ def conv1x1(x: Tensor, state: State, name: str) -> Tensor:
     return out if bias is None else out + bias[:, None, None]
 
 
+def batch_norm(x: Tensor, state: State, name: str) -> Tensor:
+    """Normalise by the statistics of a checkpoint, as in evaluation."""
+    weight, bias, mean, var = (
+        state[f"{name}.{kind}"][:, None, None] for kind in ("weight", "bias", "running_mean", "running_var")
+    )
+    return (x - mean) / (var + 1e-5).sqrt() * weight + bias
+
+
 def normalised(filters: Tensor, dim: int, scale: float | Tensor) -> Tensor:
     mean, std = filters.mean(dim, keepdim=True), filters.std(dim, keepdim=True, unbiased=True)
     return (filters - mean) / (std + 1e-10) * scale
@@ -76,6 +84,17 @@ def ddf_pack(x: Tensor, state: State, *, size: int, stride: int, dilation: int, 
     return out[:, :, ::stride, ::stride]
 
 
+def bottleneck(x: Tensor, state: State, *, stride: int) -> Tensor:
+    """Return the output of a ResNet's bottleneck in evaluation, whose 3x3 convolution is DDFPack."""
+    hidden = batch_norm(conv1x1(x, state, "conv1"), state, "bn1").clamp_min(0)
+    pack = {key.removeprefix("conv2."): tensor for key, tensor in state.items() if key.startswith("conv2.")}
+    hidden = ddf_pack(hidden, pack, size=3, stride=stride, dilation=1, combine="mul")
+    hidden = conv1x1(batch_norm(hidden, state, "bn2").clamp_min(0), state, "conv3")
+    if "downsample.0.weight" in state:
+        x = batch_norm(conv1x1(x[:, :, ::stride, ::stride], state, "downsample.0"), state, "downsample.1")
+    return (batch_norm(hidden, state, "bn3") + x).clamp_min(0)
+
+
 def ddf_up_pack(x: Tensor, joint: Tensor, state: State, *, scale: int, size: int, combine: str) -> Tensor:
     """Return the output of DDFUpPack: a DDF for each sub-pixel, put in its place."""
     N, C, H, W = x.shape
@@ -92,10 +111,7 @@ def involution(x: Tensor, state: State, *, size: int, stride: int, dilation: int
     """Return the output of involution in evaluation."""
     N, C, H, W = x.shape
     pooled = x.reshape(N, C, H // stride, stride, W // stride, stride).mean((3, 5))
-    hidden = conv1x1(pooled, state, "conv1.conv")
-    mean, var = state["conv1.bn.running_mean"], state["conv1.bn.running_var"]
-    hidden = (hidden - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
-    hidden = hidden * state["conv1.bn.weight"][:, None, None] + state["conv1.bn.bias"][:, None, None]
+    hidden = batch_norm(conv1x1(pooled, state, "conv1.conv"), state, "conv1.bn")
     kernels = conv1x1(hidden.clamp_min(0), state, "conv2.conv").reshape(
         N, C // group_channels, size * size, *pooled.shape[2:]
     )

@@ -7,6 +7,7 @@ from typing import Any
 import author_formulas
 import pytest
 import torch
+from dynk_torch import convert
 from dynk_torch.nn import (
     CARAFE,
     DDF,
@@ -16,16 +17,18 @@ from dynk_torch.nn import (
     Involution,
     load_author_state_dict,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 import dynk
+from dynk.commands.tables.networks import Bottleneck
 
 State = dict[str, Tensor]
 
 
 def draw(shapes: dict[str, tuple[int, ...]]) -> State:
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    state = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    return {name: tensor.abs() if name.endswith("running_var") else tensor for name, tensor in state.items()}
 
 
 def image(*shape: int) -> Tensor:
@@ -34,6 +37,11 @@ def image(*shape: int) -> Tensor:
 
 def conv(name: str, outputs: int, inputs: int, size: int = 1) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (outputs, inputs, size, size), f"{name}.bias": (outputs,)}
+
+
+def batch_norm(name: str, channels: int) -> dict[str, tuple[int, ...]]:
+    learned = {f"{name}.{kind}": (channels,) for kind in ("weight", "bias", "running_mean", "running_var")}
+    return learned | {f"{name}.num_batches_tracked": ()}
 
 
 def channel_branch(name: str, channels: int, taps: int) -> dict[str, tuple[int, ...]]:
@@ -102,10 +110,7 @@ def test_ddf_up_pack(scale: int, joint: str) -> None:
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
 def test_involution(stride: int, dilation: int) -> None:
     shapes: dict[str, tuple[int, ...]] = {"conv1.conv.weight": (8, 32, 1, 1), **conv("conv2.conv", 2 * 9, 8)}
-    shapes |= {f"conv1.bn.{name}": (8,) for name in ("weight", "bias", "running_mean", "running_var")}
-    state, x = draw(shapes), image(2, 32, 6, 4)
-    state["conv1.bn.running_var"].abs_()
-    state["conv1.bn.num_batches_tracked"] = torch.tensor(3)
+    state, x = draw(shapes | batch_norm("conv1.bn", 8)), image(2, 32, 6, 4)
     layer = Involution(32, 3, stride=stride, dilation=dilation).double().eval()
     load_author_state_dict(layer, state)
     expected = author_formulas.involution(x, state, size=3, stride=stride, dilation=dilation, group_channels=16)
@@ -170,12 +175,43 @@ def test_interleaved_groups_of_deformable_kernels_are_refused() -> None:
 
 
 def test_a_whole_network_keeps_the_names_of_its_other_layers() -> None:
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 10, 1), torch.nn.Sequential(DDF(10)))
+    network = nn.Sequential(nn.Conv2d(3, 10, 1), nn.Sequential(DDF(10)))
     names = {f"1.0.{name}": shape for name, shape in channel_branch("channel_branch", 10, 9).items()}
     state = draw({**conv("0", 10, 3), **names, **conv("1.0.spatial_branch.0", 9, 10)})
     load_author_state_dict(network, state)
     assert torch.equal(network[0].weight, state["0.weight"].float())
     assert torch.equal(network[1][0].channel_norm.scale, state["1.0.channel_branch.4.std"].float())
+
+
+def bottleneck(name: str, inputs: int, *, projects: bool) -> dict[str, tuple[int, ...]]:
+    """Return what the authors' code saves of a bottleneck of 10 channels, with 40 outputs."""
+    shapes = {"conv1.weight": (10, inputs, 1, 1), **batch_norm("bn1", 10)}
+    shapes |= channel_branch("conv2.channel_branch", 10, 9) | conv("conv2.spatial_branch.0", 9, 10)
+    shapes |= batch_norm("bn2", 10) | {"conv3.weight": (40, 10, 1, 1)} | batch_norm("bn3", 40)
+    if projects:
+        shapes |= {"downsample.0.weight": (40, inputs, 1, 1), **batch_norm("downsample.1", 40)}
+    return {f"{name}.{key}": shape for key, shape in shapes.items()}
+
+
+def test_a_converted_network_computes_with_a_checkpoint_what_the_authors_does() -> None:
+    state = draw(bottleneck("0", 3, projects=True) | bottleneck("1", 40, projects=False))
+    network = nn.Sequential(Bottleneck(3, 10, stride=2), Bottleneck(40, 10, stride=1)).double().eval()
+    convert(network, DDF)
+    load_author_state_dict(network, state)
+    x = expected = image(2, 3, 8, 6)
+    for name, stride in (("0.", 2), ("1.", 1)):
+        own = {key.removeprefix(name): tensor for key, tensor in state.items() if key.startswith(name)}
+        expected = author_formulas.bottleneck(expected, own, stride=stride)
+    assert expected.shape == (2, 40, 4, 3)
+    torch.testing.assert_close(network(x), expected)
+
+
+def test_a_layer_that_is_used_twice_is_loaded_under_both_names() -> None:
+    layer = DDF(10)
+    keys = {**channel_branch("channel_branch", 10, 9), **conv("spatial_branch.0", 9, 10)}
+    state = draw(keys)
+    load_author_state_dict(nn.Sequential(layer, layer), {f"{i}.{key}": state[key] for i in "01" for key in keys})
+    assert torch.equal(layer.channel_norm.scale, state["channel_branch.4.std"].float())
 
 
 def test_other_checkpoints_are_refused() -> None:

@@ -70,7 +70,7 @@ def load_author_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], *
     1.0
     """
     translated = dict(state_dict)
-    for name, layer in model.named_modules():
+    for name, layer in model.named_modules(remove_duplicate=False):
         translate = TRANSLATIONS.get(type(layer))
         if translate is None:
             continue
