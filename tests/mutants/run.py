@@ -127,10 +127,8 @@ STAGES: dict[str, tuple[Selection, ...]] = {
     **{f"sampled/cpu{part}.py": _CPU_SAMPLES for part in ("", "_attention", "_mix", "_products", "_samples")},
     "dilated/cpu_gumbel.py": _CPU_DRAWS,
     "dilated/cpu.py": (*_CPU_DILATION, *_CPU_DRAWS),
-    **{
-        f"dilated/cpu_{part}.py": _CPU_DILATION
-        for part in ("columns", "depthwise", "forward", "grad_columns", "grad_weight", "products", "rows", "tiles")
-    },
+    **{f"dilated/cpu_{part}.py": _CPU_DILATION for part in ("columns", "depthwise", "forward", "rows", "tiles")},
+    **{f"dilated/cpu_grad_{of}.py": _CPU_DILATION for of in ("columns", "rows", "weight")},
     "deformable/cpu.py": (*_CPU_DEFORMED, *_CPU_SAMPLE_KERNEL),
     "deformable/cpu_sample_kernel.py": _CPU_SAMPLE_KERNEL,
     "deformable/cpu_points.py": (*_CPU_DEFORMED, *_CPU_SAMPLE_KERNEL),

@@ -17,6 +17,14 @@ from dynk.kernels.dilated.cpu_depthwise import (
 )
 from dynk.kernels.dilated.cpu_forward import forward_task, forward_tasks
 from dynk.kernels.dilated.cpu_grad_columns import grad_shares_task, grad_x_task, grad_x_tasks, is_depthwise
+from dynk.kernels.dilated.cpu_grad_rows import (
+    grad_share_rows_task,
+    grad_share_rows_tasks,
+    grad_weight_rows_task,
+    grad_weight_rows_tasks,
+    grad_x_rows_task,
+    grad_x_rows_tasks,
+)
 from dynk.kernels.dilated.cpu_grad_weight import (
     grad_weight_task,
     grad_weight_tasks,
@@ -57,22 +65,37 @@ def adaptive_dilation_conv2d_backward(  # type: ignore[no-untyped-def]
     g = dilation_geometry(geometry)
     like, mixture = accumulators(x, 0), Mixture(dilation_weights, indices)
     if grad_x.size > 0:
-        for task in prange(grad_x_tasks(g)):
-            grad_x_task(np.int64(task), grad_out, weight, mixture, grad_x, like, geometry)
+        doubts = np.ones(grad_x_rows_tasks(geometry, g) if is_depthwise(g) else 0, np.uint8)
+        for task in prange(doubts.size):
+            finite = grad_x_rows_task(np.int64(task), grad_out, weight, mixture, grad_x, like, geometry)
+            doubts[task] = not finite
+        again = doubts.size > 0
+        for task in prange(grad_x_tasks(g) if not again or doubts.any() else 0):
+            grad_x_task(np.int64(task), grad_out, weight, mixture, grad_x, again, like, geometry)
     if grad_dilation_weights.size > 0:
-        for task in prange(g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like))):
-            grad_shares_task(np.int64(task), grad_out, x, weight, mixture, grad_dilation_weights, like, geometry)
+        doubts = np.ones(grad_share_rows_tasks(geometry, g) if is_depthwise(g) else 0, np.uint8)
+        for task in prange(doubts.size):
+            finite = grad_share_rows_task(np.int64(task), grad_out, x, weight, grad_dilation_weights, like, geometry)
+            doubts[task] = not finite
+        again = doubts.size > 0
+        tiles = g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like))
+        for task in prange(tiles if not again or doubts.any() else 0):
+            grad_shares_task(np.int64(task), grad_out, x, weight, mixture, grad_dilation_weights, again, like, geometry)
     if grad_weight.size > 0:
+        by_rows = grad_weight_rows_tasks(geometry, g) if is_depthwise(g) else 0
         shares = depthwise_shares(like, g) if is_depthwise(g) else shares_of(like, g)
-        partials = accumulators(like, shares * grad_weight.size if shares > 1 else 0)
-        if is_depthwise(g):
+        partials = accumulators(like, shares * grad_weight.size if shares > 1 and by_rows == 0 else 0)
+        if by_rows > 0:
+            for task in prange(by_rows):
+                grad_weight_rows_task(np.int64(task), grad_out, x, mixture, grad_weight, like, geometry)
+        elif is_depthwise(g):
             for task in prange(depthwise_weight_tasks(like, g)):
                 depthwise_weight_task(np.int64(task), grad_out, x, mixture, partials, grad_weight, like, geometry)
         else:
             for task in prange(grad_weight_tasks(like, g)):
                 grad_weight_task(np.int64(task), grad_out, x, mixture, partials, grad_weight, like, geometry)
         terms = g.C // g.groups * g.kh * g.kw
-        for o in prange(g.O if shares > 1 else 0):
+        for o in prange(g.O if partials.size > 0 else 0):
             add_shares(partials, shares, np.int64(o) * terms, (np.int64(o) + 1) * terms, grad_weight)
     if grad_bias.size > 0:
         outs, images, plane = g.O, g.N, g.Ho * g.Wo

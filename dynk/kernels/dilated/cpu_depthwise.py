@@ -10,9 +10,9 @@ from __future__ import annotations
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, embedded, inlined
 from dynk.kernels.common.numeric import accumulators, store
-from dynk.kernels.common.products import CHAIN, PANELS, VECTORS, ZERO, add_to, ceil_div, padded, place, tile_pixels
+from dynk.kernels.common.products import CHAIN, ONE, PANELS, VECTORS, ZERO, add_to, ceil_div, padded, place, tile_pixels
 from dynk.kernels.dilated.cpu_columns import form_columns
-from dynk.kernels.dilated.cpu_rows import parts_of, rows_of, sum_rows
+from dynk.kernels.dilated.cpu_rows import parts_of, rows_of, settle, sum_rows
 from dynk.kernels.dilated.cpu_tiles import dilation_geometry, seen_by_tap, tile_of
 
 TERMS = 144  # rows of columns that are formed at once, about
@@ -35,9 +35,9 @@ def _parts(like, g):  # type: ignore[no-untyped-def]
 @inlined
 def depthwise_tasks(like, geometry):  # type: ignore[no-untyped-def]
     g = dilation_geometry(geometry)
-    rows = rows_of(geometry, g)
+    rows = rows_of(ONE, geometry, g)
     if rows > 0:
-        return g.N * ceil_div(g.Ho, rows) * parts_of(geometry, g)
+        return g.N * ceil_div(g.Ho, rows) * parts_of(rows, g)
     return g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like)) * _parts(like, g)
 
 
@@ -45,8 +45,8 @@ def depthwise_tasks(like, geometry):  # type: ignore[no-untyped-def]
 def depthwise_task(task, x, weight, mixture, bias, out, like, geometry):  # type: ignore[no-untyped-def]
     """Make some rows of some channels of the output, or where that does not do, a tile of them."""
     g = dilation_geometry(geometry)
-    rows, finite = rows_of(geometry, g), False
-    parts = parts_of(geometry, g) if rows > 0 else _parts(like, g)
+    rows, finite = rows_of(ONE, geometry, g), False
+    parts = parts_of(rows, g) if rows > 0 else _parts(like, g)
     bands = ceil_div(g.Ho, rows) if rows > 0 else ceil_div(g.Ho * g.Wo, tile_pixels(like))
     n, band, part = task // parts // bands, task // parts % bands, task % parts
     c0, c1 = g.C * part // parts, g.C * (part + 1) // parts
@@ -96,14 +96,7 @@ def _output(  # type: ignore[no-untyped-def]
     if g.has_bias != 0:
         total = vector.add(vector.broadcast(bias, o), total)
     here = (n * g.O + o) * plane + first + v * size
-    mask = vector.between(0, last - first - v * size)
-    if again:
-        before = vector.load_where(out, here, 1, mask)
-        finite = vector.within(vector.zero_or_nan(before), 0.0, 0.0) & vector.within(
-            vector.zero_or_nan(total), 0.0, 0.0
-        )
-        mask &= ~finite
-    vector.store_where(out, here, 1, total, mask)
+    settle(out, here, total, again, vector.between(0, last - first - v * size))
 
 
 @borrowing

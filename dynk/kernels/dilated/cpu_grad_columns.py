@@ -26,6 +26,7 @@ from dynk.kernels.common.products import (
     tile_pixels,
 )
 from dynk.kernels.dilated.cpu_depthwise import form_depthwise_grad_columns
+from dynk.kernels.dilated.cpu_rows import settle
 from dynk.kernels.dilated.cpu_tiles import dilation_geometry, masks_of, starts_of, tap_row, tile_of
 
 OUTS = 256  # output channels that are summed over at once
@@ -117,7 +118,8 @@ def grad_x_tasks(g):  # type: ignore[no-untyped-def]
 
 
 @embedded
-def grad_x_task(task, grad_out, weight, mixture, grad_x, like, geometry):  # type: ignore[no-untyped-def]
+def grad_x_task(task, grad_out, weight, mixture, grad_x, again, like, geometry):  # type: ignore[no-untyped-def]
+    """Make a band of rows of some channels; if `again`, only what was not finite or is not now."""
     g = dilation_geometry(geometry)
     channels, taps = g.C // _groups(g), g.kh * g.kw
     block, rows = _block_and_rows(g)
@@ -137,7 +139,8 @@ def grad_x_task(task, grad_out, weight, mixture, grad_x, like, geometry):  # typ
         for v in range(tile.vectors):
             for k in range(taps * g.D):
                 _spread(tile, v, k // g.D, k % g.D, columns, count, planes, k // CHAIN, first_row, band, g)
-    _write_planes(planes, count, band, grad_x, ((n * g.C + group * channels + c) * g.H + first_row) * g.W, g)
+    to = ((n * g.C + group * channels + c) * g.H + first_row) * g.W
+    _write_planes(planes, count, band, grad_x, to, again, g)
 
 
 @borrowing
@@ -174,7 +177,7 @@ def _spread(tile, v, tap, d, columns, count, planes, which, first_row, band, g):
 
 
 @borrowing
-def _write_planes(planes, count, band, grad_x, to, g):  # type: ignore[no-untyped-def]
+def _write_planes(planes, count, band, grad_x, to, again, g):  # type: ignore[no-untyped-def]
     """Write the sums of a band of some channels, which start at `to` of the gradient."""
     size = vector.lanes(planes)
     for c in range(count):
@@ -183,7 +186,7 @@ def _write_planes(planes, count, band, grad_x, to, g):  # type: ignore[no-untype
             total = vector.load_where(planes, c * band + k, 1, mask)
             for which in range(1, _sets(g)):
                 total = vector.add(vector.load_where(planes, (which * count + c) * band + k, 1, mask), total)
-            vector.store_where(grad_x, to + c * g.H * g.W + k, 1, total, mask)
+            settle(grad_x, to + c * g.H * g.W + k, total, again, mask)
 
 
 # ---- the gradient of the dilations' weights --------------------------------------------------------------------------
@@ -191,9 +194,9 @@ def _write_planes(planes, count, band, grad_x, to, g):  # type: ignore[no-untype
 
 @embedded
 def grad_shares_task(  # type: ignore[no-untyped-def]
-    task, grad_out, x, weight, mixture, grad_dilation_weights, like, geometry
+    task, grad_out, x, weight, mixture, grad_dilation_weights, again, like, geometry
 ):
-    """Sum over all channels and taps at the pixels of a tile."""
+    """Sum over all channels and taps at the pixels of a tile, `again` as `grad_x_task`."""
     g = dilation_geometry(geometry)
     size, tiles = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like))
     channels, taps = g.C // _groups(g), g.kh * g.kw
@@ -215,7 +218,7 @@ def grad_shares_task(  # type: ignore[no-untyped-def]
         for d in range(g.D):
             to = (n * g.D + d) * g.Ho * g.Wo + tile.first + v * size
             total = vector.load(sums, (v * g.D + d) * size)
-            vector.store_where(grad_dilation_weights, to, 1, total, vector.between(0, tile.pixels - v * size))
+            settle(grad_dilation_weights, to, total, again, vector.between(0, tile.pixels - v * size))
 
 
 @borrowing

@@ -9,6 +9,8 @@ as 0 here: where it is read, as where a result is not finite, sums over columns 
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from dynk.kernels.common import vector
@@ -23,6 +25,23 @@ TASKS = 32  # that are worth while
 PACK = (0, 1, 2, 3, 4, 5, 6, 7)  # vectors of pixels that take a weight at once
 
 
+class Band(NamedTuple):
+    """Some rows of image n, and where they lie in copied rows that have zeros around them."""
+
+    n: int
+    first: int
+    last: int
+    vectors: int  # of pixels, a multiple of PACK
+    places: Any  # of each vector in the copied rows
+    pixels: Any  # number of its first pixel in a plane
+    masks: Any  # of its pixels that no vector before it has
+    pitch: int  # of the copied rows
+    room: int  # elements of all of them
+    top: int  # the first row of the image that is copied, and the end of them
+    bottom: int
+    origin: int  # place of that row
+
+
 @inlined
 def halo(geometry, g):  # type: ignore[no-untyped-def]
     """Return how many rows above and below and how many columns left and right of a pixel its taps lie, at most."""
@@ -34,79 +53,114 @@ def halo(geometry, g):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def rows_of(geometry, g):  # type: ignore[no-untyped-def]
-    """Return how many rows of the output a task makes, or 0 where this is not for them."""
+def rows_of(copies, geometry, g):  # type: ignore[no-untyped-def]
+    """Return how many rows of an image a task makes from some copies of rows, or 0 where this is not for it."""
     above, below, left, right = halo(geometry, g)
-    rows = ROOM // max(LEAST_PITCH, left + g.W + right) - above - below
+    rows = ROOM // copies // max(LEAST_PITCH, left + g.W + right) - above - below
     return min(rows, g.Ho) if g.stride_h == 1 and g.stride_w == 1 and rows > 0 and g.W >= LEAST_WIDTH else 0
 
 
 @inlined
-def parts_of(geometry, g):  # type: ignore[no-untyped-def]
-    """Return among how many tasks the channels of some rows are shared out."""
-    return min(ceil_div(TASKS, g.N * ceil_div(g.Ho, max(1, rows_of(geometry, g)))), max(1, g.C))
+def parts_of(rows, g):  # type: ignore[no-untyped-def]
+    """Return among how many tasks the channels of bands of some rows are shared out."""
+    return min(ceil_div(TASKS, g.N * ceil_div(g.Ho, max(1, rows))), max(1, g.C))
+
+
+@inlined
+def band_of(n, first, last, around, like, g):  # type: ignore[no-untyped-def]
+    """Return the rows first <= y < last, which lie so far inside of copied rows as the halo `around` says."""
+    above, below, left, right = around
+    size, across = vector.lanes(like), ceil_div(g.Wo, vector.lanes(like))
+    vectors = ceil_div((last - first) * across, 8) * 8
+    places, pixels, masks = np.empty(vectors, np.int64), np.empty(vectors, np.int64), np.zeros(vectors, np.int64)
+    pitch = left + g.W + right
+    for v in range(vectors):
+        y = min(v // across, last - first - 1)
+        column = min(v % across * size, max(g.Wo - size, 0))  # the last vector of a row overlaps the one before
+        places[v], pixels[v] = y * pitch + column, (first + y) * g.Wo + column
+        if v < (last - first) * across:
+            masks[v] = vector.between(v % across * size - column, g.Wo)
+    rows = last - first + above + below
+    top, bottom = max(first - above, 0), min(g.H, last + below)
+    origin = (top - first + above) * pitch + left
+    return Band(n, first, last, vectors, places, pixels, masks, pitch, rows * pitch, top, bottom, origin)
+
+
+@inlined
+def shifts_of(around, pitch, sign, geometry, g):  # type: ignore[no-untyped-def]
+    """Return how far from a pixel's place each tap of each dilation is read, or with a sign of -1 reads it."""
+    above, _, left, _ = around
+    taps = g.kh * g.kw
+    shifts = np.empty(g.D * taps, np.int64)
+    for k in range(g.D * taps):
+        row, column = tap_row(k % taps // g.kw, k // taps, geometry), tap_column(k % g.kw, k // taps, geometry)
+        shifts[k] = (above + sign * row) * pitch + left + sign * column
+    return shifts
 
 
 @inlined
 def sum_rows(n, first, last, c0, c1, x, weight, mixture, bias, out, like, geometry, g):  # type: ignore[no-untyped-def]
     """Make the rows first <= y < last of some channels; return whether all that was read and made is finite."""
-    above, below, left, right = halo(geometry, g)
-    size, taps, pitch = vector.lanes(like), g.kh * g.kw, left + g.W + right
-    top, bottom = max(first - above, 0), min(g.H, last + below)
-    image = accumulators(like, (last - first + above + below) * pitch + size)
-    shifts = np.empty(g.D * taps, np.int64)
-    for k in range(g.D * taps):
-        row, column = tap_row(k % taps // g.kw, k // taps, geometry), tap_column(k % g.kw, k // taps, geometry)
-        shifts[k] = (above + row) * pitch + left + column
-    across = ceil_div(g.Wo, size)
-    vectors = ceil_div((last - first) * across, 8) * 8
-    places = np.empty(2 * vectors, np.int64)  # of a vector in the copied rows, then in a plane of the output
-    for v in range(vectors):
-        y = min(v // across, last - first - 1)
-        column = min(v % across * size, max(g.Wo - size, 0))  # the last vector of a row overlaps the one before
-        places[v], places[vectors + v] = y * pitch + column, (first + y) * g.Wo + column
-    shares, kernel = accumulators(like, vectors * g.D * size), accumulators(like, taps)
-    _gather_shares(n, mixture, shares, places, vectors, g)
+    around = halo(geometry, g)
+    band = band_of(n, first, last, around, like, g)
+    size, taps = vector.lanes(like), g.kh * g.kw
+    image, shifts = accumulators(like, band.room + size), shifts_of(around, band.pitch, 1, geometry, g)
+    shares, kernel = accumulators(like, band.vectors * g.D * size), accumulators(like, taps)
+    gather_shares(band, mixture, shares, g)
     doubt, known = vector.zeros(like, 0), True
     for c in range(c0, c1):
-        _copy_rows(x, (n * g.C + c) * g.H * g.W, top, bottom, image, (top - first + above) * pitch + left, pitch, g)
+        copy_rows(band, x, (n * g.C + c) * g.H * g.W, image, g)
         for o in range(c * (g.O // g.C), (c + 1) * (g.O // g.C)):
-            for t in range(taps):
-                kernel[t] = load(weight, o * taps + t)
-                if not np.isfinite(kernel[t]):
-                    kernel[t], known = 0, False
-            lanes = _convolve(n * g.O + o, o, image, shifts, shares, places, vectors, kernel, bias, out, g)
+            known &= load_kernel(weight, o * taps, kernel)
+            lanes = _convolve(band, (n * g.O + o) * g.Ho * g.Wo, o, image, shifts, shares, kernel, bias, out, g)
             doubt = vector.add(doubt, lanes)
-    return known and vector.within(doubt, 0.0, 0.0) == vector.between(0, size)
+    return known and is_zero(doubt)
 
 
 @borrowing
-def _gather_shares(n, mixture, shares, places, vectors, g):  # type: ignore[no-untyped-def]
+def is_zero(doubt):  # type: ignore[no-untyped-def]
+    """Return whether a sum of `vector.zero_or_nan` is 0: all that went into it was finite."""
+    return vector.total(doubt) == 0
+
+
+@borrowing
+def load_kernel(weight, start, kernel):  # type: ignore[no-untyped-def]
+    """Fill a kernel, with 0 for what is not finite; return whether all is."""
+    known = True
+    for t in range(kernel.size):
+        kernel[t] = load(weight, start + t)
+        if not np.isfinite(kernel[t]):
+            kernel[t], known = 0, False
+    return known
+
+
+@borrowing
+def gather_shares(band, mixture, shares, g):  # type: ignore[no-untyped-def]
     """Fill [vector][dilation][lane] with what each dilation counts; NaN where an index is none of a dilation."""
-    size, plane = vector.lanes(shares), g.Ho * g.Wo
-    mask, words = vector.between(0, min(size, g.Wo)), max(1, mixture.words.size // max(1, g.N * plane))
-    for v in range(vectors):
+    size, plane, mask = vector.lanes(shares), g.Ho * g.Wo, vector.between(0, g.Wo)
+    words = max(1, mixture.words.size // max(1, g.N * plane))
+    for v in range(band.vectors):
         for d in range(g.D):
             to = (v * g.D + d) * size
             if g.hard == 0:
-                at = (n * g.D + d) * plane + places[vectors + v]
+                at = (band.n * g.D + d) * plane + band.pixels[v]
                 vector.store(shares, to, vector.load_where(mixture.shares, at, 1, mask))
                 continue
             for lane in range(min(size, g.Wo)):
-                at = (n * plane + places[vectors + v] + lane) * words
+                at = (band.n * plane + band.pixels[v] + lane) * words
                 index = np.int64(mixture.words[at])
                 known = 0 <= index < g.D and (words == 1 or mixture.words[at + 1] == 0)
                 shares[to + lane] = (1 if index == d else 0) if known else np.nan
 
 
 @borrowing
-def _copy_rows(x, start, top, bottom, image, to, pitch, g):  # type: ignore[no-untyped-def]
-    """Copy the rows top <= y < bottom of a plane of the image."""
+def copy_rows(band, x, start, image, g):  # type: ignore[no-untyped-def]
+    """Copy the rows of a plane that the band reads."""
     size, mask = vector.lanes(image), vector.between(0, g.W)
-    for y in range(top, bottom):
+    for y in range(band.bottom - band.top):
         for first in range(0, g.W, size):
             column = min(first, max(g.W - size, 0))
-            at, here = start + y * g.W + column, to + (y - top) * pitch + column
+            at, here = start + (band.top + y) * g.W + column, band.origin + y * band.pitch + column
             if size <= g.W:
                 vector.store(image, here, vector.load(x, at))
             else:
@@ -114,30 +168,51 @@ def _copy_rows(x, start, top, bottom, image, to, pitch, g):  # type: ignore[no-u
 
 
 @borrowing
-def _convolve(plane, o, image, shifts, shares, places, vectors, kernel, bias, out, g):  # type: ignore[no-untyped-def]
+def tap_sums(image, starts, shifts, at, kernel):  # type: ignore[no-untyped-def]
+    """Return the products of a kernel and what its taps read, summed, for PACK vectors."""
+    total = vector.zeros(image, PACK)
+    for first in range(0, kernel.size, CHAIN):
+        chain = vector.zeros(image, PACK)
+        for t in range(first, min(kernel.size, first + CHAIN)):
+            values = vector.load(image, vector.shift(starts, shifts[at + t]))
+            chain = vector.fma(vector.broadcast(kernel, t), values, chain)
+        total = vector.add(chain, total)
+    return total
+
+
+@borrowing
+def _convolve(band, plane, o, image, shifts, shares, kernel, bias, out, g):  # type: ignore[no-untyped-def]
     """Write the vectors of an output channel; return 0 in the lanes where all of them are finite, else NaN."""
-    size, taps = vector.lanes(image), g.kh * g.kw
-    doubt, mask = vector.zeros(image, 0), vector.between(0, g.Wo)
-    for v in range(0, vectors, 8):
-        starts = vector.pick(places, vector.shift(PACK, v))
+    size, doubt = vector.lanes(image), vector.zeros(image, 0)
+    for v in range(0, band.vectors, 8):
+        starts = vector.pick(band.places, vector.shift(PACK, v))
         result = vector.zeros(image, PACK)
         for d in range(g.D):
-            total = vector.zeros(image, PACK)
-            for first in range(0, taps, CHAIN):
-                chain = vector.zeros(image, PACK)
-                for t in range(first, min(taps, first + CHAIN)):
-                    values = vector.load(image, vector.shift(starts, shifts[d * taps + t]))
-                    chain = vector.fma(vector.broadcast(kernel, t), values, chain)
-                total = vector.add(chain, total)
             share = vector.load(shares, vector.spaced((v * g.D + d) * size, g.D * size, PACK))
+            total = tap_sums(image, starts, shifts, d * kernel.size, kernel)
             result = vector.fma(share, total, result)
         if g.has_bias != 0:
             result = vector.add(vector.broadcast(bias, o), result)
         for lanes in vector.zero_or_nan(result):
             doubt = vector.add(doubt, lanes)
-        to = vector.shift(vector.pick(places, vector.shift(PACK, vectors + v)), plane * g.Ho * g.Wo)
-        if g.Wo >= size:
-            vector.store(out, to, result)
-        else:
-            vector.store_where(out, to, 1, result, mask)
+        write(band, out, plane, v, result, size, g)
     return doubt
+
+
+@borrowing
+def write(band, out, plane, v, result, size, g):  # type: ignore[no-untyped-def]
+    """Write PACK vectors of a plane from vector v of the band on."""
+    to = vector.shift(vector.pick(band.pixels, vector.shift(PACK, v)), plane)
+    if g.Wo >= size:
+        vector.store(out, to, result)
+    else:
+        vector.store_where(out, to, 1, result, vector.between(0, g.Wo))
+
+
+@borrowing
+def settle(array, at, value, again, mask):  # type: ignore[no-untyped-def]
+    """Write a vector; if `again`, only what is not finite, or was not before."""
+    if again:
+        before = vector.zero_or_nan(vector.load_where(array, at, 1, mask))
+        mask &= ~(vector.within(before, 0.0, 0.0) & vector.within(vector.zero_or_nan(value), 0.0, 0.0))
+    vector.store_where(array, at, 1, value, mask)
