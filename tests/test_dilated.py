@@ -270,8 +270,20 @@ def test_a_dilation_counts_only_where_its_tap_is_inside(lane: Lane) -> None:
         ((1, 1, 1, 1), (1, 1, 1, 1), {"dilations": (1,)}),
         ((1, 2, 300, 150), (4, 1, 3, 3), {"groups": 2, "dilations": ((2, 9), (11, 1))}),
         ((1, 2, 3, 40), (2, 1, 3, 3), {"groups": 2, "dilations": (1, 20_000)}),
+        ((2, 70, 5, 20), (140, 1, 3, 3), {"groups": 70}),
+        ((1, 2, 6, 20), (140, 1, 3, 3), {"groups": 2}),
     ],
-    ids=["channels", "outputs", "dilations", "taps", "least", "rows", "far taps"],
+    ids=[
+        "channels",
+        "outputs",
+        "dilations",
+        "taps",
+        "least",
+        "rows",
+        "far taps",
+        "depth-wise channels",
+        "depth-wise outputs",
+    ],
 )
 def test_sums_of_several_chains_and_blocks(lane: Lane, image: Any, kernel: Any, options: Any) -> None:
     """More terms than one chain takes, and more channels, outputs and taps than one block."""

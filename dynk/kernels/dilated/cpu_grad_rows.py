@@ -34,6 +34,7 @@ from dynk.kernels.dilated.cpu_rows import (
 from dynk.kernels.dilated.cpu_tiles import dilation_geometry
 
 LEAST_ROWS, SHARE_TASKS = 4, 16  # of a band, and of the gradient of the shares: rows around a band are read for it
+SUMS = 4096  # of the weights' gradient that a task holds, about, in a vector each
 NINE = (0, 1, 2, 3, 4, 5, 6, 7, 8)  # taps that are summed at once
 
 
@@ -195,7 +196,9 @@ def _add_products(band, grad_out, plane, image, shifts, kernel, sums, g):  # typ
 
 @inlined
 def grad_weight_rows_tasks(geometry, g):  # type: ignore[no-untyped-def]
-    return min(g.C, TASKS) if rows_of(ONE, geometry, g) > 0 else 0
+    """Return among how many tasks the channels are shared out, or 0."""
+    many = min(ceil_div(g.C, TASKS), max(1, SUMS // (g.O // g.C * g.kh * g.kw)))
+    return ceil_div(g.C, many) if rows_of(ONE, geometry, g) > 0 else 0
 
 
 @embedded
