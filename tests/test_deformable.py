@@ -44,6 +44,8 @@ FORMS: dict[str, tuple[Any, ...]] = {
     "DK, 72 taps": (1, 2, 2, (10, 9), (9, 8), (9, 8), 1, 0, False, {"padding": 4}),
     "DK, 72 taps, depth-wise": (1, 4, 4, (10, 9), (9, 8), (9, 8), 1, 0, False, {"padding": 4, "groups": 4}),
     "DCN": (2, 4, 5, (6, 9), (3, 3), (3, 3), 0, 1, False, {"padding": 1}),
+    "DCN, 21 channels": (2, 21, 5, (4, 19), (3, 3), (3, 3), 0, 1, False, {"padding": 1}),
+    "DCN v2, 20 channels in a group": (1, 40, 4, (6, 17), (2, 3), (2, 3), 0, 2, True, {"padding": 1, "groups": 2}),
     "DCN v2": (2, 6, 4, (8, 9), (3, 2), (3, 2), 0, 3, True, {"padding": (1, 0), "stride": (2, 1), "groups": 2}),
     "DCN, depth-wise": (1, 4, 4, (8, 9), (3, 3), (3, 3), 0, 2, True, {"padding": 2, "dilation": 2, "groups": 4}),
     "mask alone": (2, 4, 3, (5, 6), (2, 2), (2, 2), 0, 2, "alone", {}),

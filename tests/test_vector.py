@@ -81,6 +81,24 @@ def test_unzipped(dtype):
         np.testing.assert_array_equal(out[start + 16 : start + 16 + size], both[1::2])
 
 
+def turned(source, out, sums):
+    size = vector.lanes(source)
+    vector.turn(source, 1, 17, out, 2, 16)
+    vector.turn(source, 0, size, sums, 1, size)
+
+
+@each_dtype
+def test_turned(dtype):
+    source, empty = narrow(np.random.default_rng(0).integers(-9, 9, 300).astype(np.float64), dtype), np.zeros(300)
+    _, out, sums = agree(turned, source, narrow(empty, dtype), empty)
+    size = vector.lanes(source)
+    square = np.lib.stride_tricks.as_strided(source[1:], (size, size), (17 * source.itemsize, source.itemsize))
+    np.testing.assert_array_equal(out[2 : 2 + 16 * size].reshape(size, 16)[:, :size], square.T)
+    np.testing.assert_array_equal(
+        sums[1 : 1 + size * size], widen(source, dtype)[: size * size].reshape(size, -1).T.ravel()
+    )
+
+
 @each_dtype
 @pytest.mark.parametrize("by", range(8))
 def test_slid(dtype, by):

@@ -342,6 +342,17 @@ def looked_up(table: Any, places: Any, i: Any) -> Any:
     return _each(one, table, i)
 
 
+@lowered(vector_llvm.turn, _nothing)
+def turn(source: Any, i: Any, step: Any, out: Any, to: Any, to_step: Any) -> None:
+    """Transpose as many vectors as one has lanes, `step` elements apart from `i` on.
+
+    What is written is `to_step` elements apart from `to` on.
+    """
+    square = np.stack([load(source, i + k * step) for k in range(lanes(source))])
+    for k, lane in enumerate(square.T):
+        store(out, to + k * to_step, lane)
+
+
 @lowered(vector_llvm.slid, _as_second)
 def slid(low: Any, high: Any, by: Any) -> Any:
     """Return the vector that begins `by` lanes into `low` and goes on into `high`; 0 <= by < 8.

@@ -400,6 +400,26 @@ def unzipped(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return builder.select(builder.icmp_signed("!=", odd, ir.Constant(_WORD, 0)), *reversed(parts))
 
 
+def turn(context: Any, builder: Any, kinds: Any, values: Any) -> None:
+    source, array = kinds[0], kinds[3]
+    data, i, step, out, to, to_step = values
+    count = vector_of(source).lanes
+    rows = []
+    for _ in range(count):
+        rows.append(load(context, builder, kinds, [data, i]))
+        i = builder.add(i, step)
+    halves = [_integers([k // 2 + k % 2 * count for k in range(first, first + count)]) for first in (0, count)]
+    for _ in range(count.bit_length() - 1):  # as cards are shuffled
+        pairs = zip(rows[: count // 2], rows[count // 2 :], strict=True)
+        rows = [builder.shuffle_vector(*pair, half) for pair in pairs for half in halves]
+    for row in rows:
+        value = row
+        if array.dtype == types.float64 and isinstance(row.type.element, ir.FloatType):
+            value = builder.fpext(row, ir.VectorType(ir.DoubleType(), count))
+        store(context, builder, [array], [out, to, value])
+        to = builder.add(to, to_step)
+
+
 def slid(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     low, high, by = values
     result = low

@@ -162,10 +162,7 @@ def _scatter(  # type: ignore[no-untyped-def]
     image, scope, size, width, taps = plan.image, plan.scope, vector.lanes(samples), tile.rows.size, g.kh * g.kw
     masks_at = (tile.n * g.Gd + channel // (g.C // g.Gd)) * taps * g.Ho * g.Wo + tile.first
     for t in range(taps):
-        for c in range(count):
-            row = at + (c * taps + t) * VECTORS * size
-            for lane in range(size):
-                store(turned, lane * count + c, load(samples, row + lane))
+        _turn(samples, at + t * VECTORS * size, taps * VECTORS * size, turned, count)
         for k in range(v * size, min(v * size + size, tile.pixels)):
             point = t * width + k
             flags = image.flags[point]
@@ -186,6 +183,20 @@ def _scatter(  # type: ignore[no-untyped-def]
                     value = vector.load_where(turned, (k - v * size) * count + c, 1, own)
                     total = vector.fma(factor, value, vector.load_where(elements, to + c, 1, own))
                     vector.store_where(elements, to + c, 1, total, own)
+
+
+@borrowing
+def _turn(samples, start, step, turned, count):  # type: ignore[no-untyped-def]
+    """Copy a vector of each of some channels, so that each pixel of it holds all channels."""
+    size = vector.lanes(samples)
+    if count >= size:
+        for k in range(0, count, size):
+            c = min(k, count - size)  # the last ones overlap those before
+            vector.turn(samples, start + c * step, step, turned, c, count)
+        return
+    for c in range(count):
+        for lane in range(size):
+            store(turned, lane * count + c, load(samples, start + c * step + lane))
 
 
 @borrowing

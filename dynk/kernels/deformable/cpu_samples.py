@@ -197,9 +197,9 @@ def _turn_back(plan, tile, at, channel, count, samples, to, step, g):  # type: i
                         values = vector.load(turned, here + (corner // 2 * g.W + corner % 2) * wide)
                         total = vector.fma(share, values, total)
             vector.store(scratch, lane * size, total)
+        vector.turn(scratch, 0, size, scratch, 0, size)
         for k in range(min(size, count - c)):
-            for lane in range(size):
-                store(samples, to + (c + k) * step + lane, load(scratch, lane * size + k))
+            vector.store(samples, to + (c + k) * step, vector.load(scratch, k * size))
 
 
 @borrowing
@@ -226,12 +226,17 @@ def turned_size(images, like, g):  # type: ignore[no-untyped-def]
 def turn_task(task, x, first, turned, like, geometry):  # type: ignore[no-untyped-def]
     """Turn a row of an image."""
     g = deform_geometry(geometry)
-    n, y, wide = task // g.H, task % g.H, turned_step(like, g)
+    n, y, wide, size, plane = task // g.H, task % g.H, turned_step(like, g), vector.lanes(like), g.H * g.W
+    start, to = (first + n) * g.C * plane + y * g.W, (n * plane + y * g.W) * wide
+    if min(g.C, g.W) >= size:
+        for k in range(0, g.C, size):
+            for v in range(0, g.W, size):
+                c, column = min(k, g.C - size), min(v, g.W - size)  # the last ones overlap those before
+                vector.turn(x, start + c * plane + column, plane, turned, to + column * wide + c, wide)
+        return
     for column in range(g.W):
-        element = y * g.W + column
         for c in range(g.C):
-            value = load(x, ((first + n) * g.C + c) * g.H * g.W + element)
-            store(turned, (n * g.H * g.W + element) * wide + c, value)
+            store(turned, to + column * wide + c, load(x, start + c * plane + column))
 
 
 @borrowing
