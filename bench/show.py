@@ -164,7 +164,7 @@ def _section(report: dict[str, Any]) -> str:
 def _case(row: Row) -> str:
     dtype = "" if row["dtype"] == "float32" else f" {row['dtype']}"
     direction = "" if row["direction"] == "forward" else " backward"
-    return f"`{row['operator']}`{direction}{dtype} {row['size']}"
+    return f"`{row['operator']}`{direction}{dtype} {row['size']}: {row['case']}"
 
 
 def _faster(*names: str) -> Any:
