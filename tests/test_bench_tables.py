@@ -75,7 +75,7 @@ def test_readme_names_the_machine_and_shows_ratios():
     assert "Model 1" in block
     cells = [cell.strip() for cell in block.strip().splitlines()[-1].split("|")[1:-1]]
     assert cells == [
-        "`ddf` 1x4x8x8, k = 3", "10.0 (5.0)", "6.0 (3.0)", "5.0 (2.5)", "3.0 (1.5)", "50%", "3 / 3 MB"
+        "`ddf` 1x4x8x8, k = 3: tiny", "10.0 (5.0)", "6.0 (3.0)", "5.0 (2.5)", "3.0 (1.5)", "50%", "3 / 3 MB"
     ]  # fmt: skip
 
 
