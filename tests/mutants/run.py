@@ -66,7 +66,9 @@ _CPU_DYNAMIC = _cpu(
     "dynamic_filter", "smoke", _SAMPLED, "not ls_dfn and not attention", "several_chains", "mean or max"
 )
 _CPU_SAMPLES = _cpu("ls_dfn", "equal and reference", _SAMPLED, "not dynamic_filter", "several_chains", "mean or max")
-_CPU_DILATION = _cpu("adaptive_dilation", "smoke", _DILATED, "not library", "several_chains", "channels or least or rows")
+_CPU_DILATION = _cpu(
+    "adaptive_dilation", "smoke", _DILATED, "not library", "several_chains", "channels or least or rows"
+)
 _CPU_DEFORMED = _cpu("deformable", "smoke", _DEFORMED, "not without_offsets", "torchvision", "33")
 _CPU_SAMPLE_KERNEL = _cpu("sample_kernel", "smoke", _DEFORMED, "sampled_kernel", "zeros", "zeros")
 _CPU_DRAWS: tuple[Selection, ...] = (
