@@ -29,8 +29,6 @@ class Band(NamedTuple):
     """Some rows of image n, and where they lie in copied rows that have zeros around them."""
 
     n: int
-    first: int
-    last: int
     vectors: int  # of pixels, a multiple of PACK
     places: Any  # of each vector in the copied rows
     pixels: Any  # number of its first pixel in a plane
@@ -83,7 +81,7 @@ def band_of(n, first, last, around, like, g):  # type: ignore[no-untyped-def]
     rows = last - first + above + below
     top, bottom = max(first - above, 0), min(g.H, last + below)
     origin = (top - first + above) * pitch + left
-    return Band(n, first, last, vectors, places, pixels, masks, pitch, rows * pitch, top, bottom, origin)
+    return Band(n, vectors, places, pixels, masks, pitch, rows * pitch, top, bottom, origin)
 
 
 @inlined
