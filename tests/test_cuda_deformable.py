@@ -123,13 +123,13 @@ def test_which_calls_are_depthwise(outputs: int) -> None:
 
 @emulation
 @pytest.mark.parametrize("dtype", list(cuda_launch.ELEMENT))
-@pytest.mark.parametrize("moves", ["kernel", "kernel data mask", "kernel mask"])
+@pytest.mark.parametrize("moves", ["kernel", "kernel data mask", "kernel mask", "data", "data mask"])
 @pytest.mark.parametrize("boundary", ["clip", "zeros"])
 def test_scopes_in_shared_memory(dtype: str, moves: str, boundary: str) -> None:
     """Several blocks of outputs, of offsets and of pixels, the last of each with a rest."""
     call = call_of(dtype, (2, 70, 5, 7), 70, groups=70, moves=moves, kernel_boundary=boundary, reach=2.0)
-    gathered = [] if "data" in moves else ["forward"]
-    assert in_shared_memory(check(call)) == ["forward", *gathered, "backward_kernel", "backward_weight"]
+    gathered, moved = ["forward"] * ("data" not in moves), ["backward_kernel"] * ("kernel" in moves)
+    assert in_shared_memory(check(call)) == ["forward", *gathered, *moved, "backward_weight"]
     call = call_of(dtype, (1, 36, 6, 7), 72, groups=36, moves=moves, kernel_boundary=boundary, Gk=2, Gd=3, k=(2, 3))
     assert in_shared_memory(check(call)) == ["forward", "backward_weight"]
 
@@ -157,7 +157,7 @@ def test_what_fits_shared_memory(k: tuple[int, int], scope: tuple[int, int]) -> 
 
 @emulation
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("moves", ["kernel mask", "kernel data mask"])
+@pytest.mark.parametrize("moves", ["kernel mask", "kernel data mask", "data mask"])
 @pytest.mark.parametrize("boundary", ["clip", "zeros"])
 def test_scopes_in_shared_memory_skip_what_no_tap_reads(bad: float, moves: str, boundary: str) -> None:
     """What lies beyond the scope, outside the image or in the next output's filter is no factor of anything."""
@@ -165,11 +165,13 @@ def test_scopes_in_shared_memory_skip_what_no_tap_reads(bad: float, moves: str, 
     arrays = [None if array is None else array.copy() for array in call.arrays]
     arrays[1][3] = arrays[0][0, 5] = bad
     arrays[4][0, 0, 1, 1, 2:4] = bad
-    arrays[2][0, 0, 0, 0, :, 0] = bad
+    arrays[1][5, 0, 0] = bad  # of the taps above the first row, if nothing moves them
+    arrays[2 if "kernel" in moves else 3][0, 0, 0, 0, :, 0] = bad
     call = call.with_arrays(*arrays)
     grad_out = normal("float32", *call.plan.out_shape)
     grad_out[0, 6, 2] = bad
-    assert set(in_shared_memory(check(call, grad_out))) == {"forward", "backward_weight", "backward_kernel"}
+    moved = {"backward_kernel"} if "kernel" in moves else set()
+    assert set(in_shared_memory(check(call, grad_out))) == {"forward", "backward_weight", *moved}
 
 
 @emulation

@@ -305,11 +305,11 @@ def test_model_of_bytes_counts_each_operand_of_a_kernel_once(combine: str, facto
 TILES = Path(cupy_raw_tiles.__file__).with_name(cupy_raw_tiles.SOURCE)
 
 
-def compiled_to_ptx(expression: str, source: Path = TILES) -> str:
+def compiled_to_ptx(expression: str, source: Path = TILES, architecture: int = 90) -> str:
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
     folder = source.parent
     include = (Path(common.__file__).parent, folder, *cuda_include_folders())
-    options = [option.encode() for option in ("-std=c++17", "-arch=compute_90", *(f"-I{path}" for path in include))]
+    options = [option.encode() for option in ("-std=c++17", f"-arch=compute_{architecture}", *(f"-I{path}" for path in include))]
 
     def call(function: str, *arguments: Any) -> Any:
         status, *results = getattr(nvrtc, f"nvrtc{function}")(*arguments)

@@ -166,6 +166,34 @@ EMU_WARP_REDUCTION(__reduce_and_sync, a & b)
 EMU_WARP_REDUCTION(__reduce_or_sync, a | b)
 EMU_WARP_REDUCTION(__reduce_xor_sync, a ^ b)
 
+// What `mma.sync.m16n8k8` does with factors in TF32. Others are a finding; sums are cut off, as tensor cores may do.
+EMU_INLINE void emu_multiply_tf32(float (&sums)[4], const float (&rows)[4], const float (&columns)[2],
+                                  const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  struct Factors { float rows[4], columns[2]; } own, all[32];
+  for (int i = 0; i < 4; ++i) own.rows[i] = rows[i];
+  for (int i = 0; i < 2; ++i) own.columns[i] = columns[i];
+  for (float factor : {rows[0], rows[1], rows[2], rows[3], columns[0], columns[1]}) {
+    uint32_t bits;
+    memcpy(&bits, &factor, sizeof bits);
+    bits &= 0xffffe000u;
+    float held;
+    memcpy(&held, &bits, sizeof held);
+    if (held != factor && !(isnan(held) && isnan(factor))) emu_assertion_failed(file, line);
+  }
+  emu_warp(0xffffffffu, &own, all, sizeof own, emu_gather_all_lanes);
+  const int g = emu_lane() / 4, t = emu_lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    double exact = sums[i];
+    for (int k = 0; k < 8; ++k) {
+      const float row = all[4 * g + k % 4].rows[2 * (k / 4) + i / 2];
+      exact += double(row) * all[4 * (2 * t + i % 2) + k % 4].columns[k / 4];
+    }
+    float nearest = static_cast<float>(exact);
+    if (fabs(double(nearest)) > fabs(exact) && !isinf(exact)) nearest = nextafterf(nearest, 0);
+    sums[i] = nearest;
+  }
+}
+
 // ---- atomics
 
 template <typename T>

@@ -1,4 +1,4 @@
-"""How the kernels of `scope.cu` cut a call, and what they take: depth-wise filters with kernel offsets."""
+"""How the kernels of `scope.cu` cut a call, and what they take: depth-wise filters with offsets."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ class Launch(NamedTuple):
 
 def forward(g: DeformGeometry, dtype: str, index: np.dtype[Any]) -> Launch | None:
     """Return how to launch `deform_scope_forward` for the output, None where it cannot take the call."""
-    return _with_filters(_forward(dtype, readers=False, data=bool(g.has_data)), g, dtype, index, 0)
+    expression = _forward(dtype, readers=False, kernel=bool(g.has_kernel), data=bool(g.has_data))
+    return _with_filters(expression, g, dtype, index, 0)
 
 
 def backward_x(g: DeformGeometry, dtype: str, index: np.dtype[Any]) -> Launch | None:
     """Return how to launch `deform_scope_forward` for the gradient of `x`, None where it cannot take the call."""
     if g.has_data or g.O != g.C:
         return None
-    return _with_filters(_forward(dtype, readers=True, data=False), g, dtype, index, 0)
+    return _with_filters(_forward(dtype, readers=True, kernel=True, data=False), g, dtype, index, 0)
 
 
 def backward_kernel(g: DeformGeometry, dtype: str, index: np.dtype[Any]) -> Launch | None:
@@ -88,7 +89,7 @@ def _launch(
     expression: str, g: DeformGeometry, index: np.dtype[Any], outputs: int, taken: int, of_tap: int, threads: int
 ) -> Launch | None:
     taps = min(g.kh * g.kw, (SHARED - taken) // of_tap)
-    plain = g.groups == g.C and g.has_kernel and index == np.int32 and g.kh * g.kw <= CHAIN
+    plain = g.groups == g.C and (g.has_kernel or g.has_data) and index == np.int32 and g.kh * g.kw <= CHAIN
     if not plain or taps < 1 or outputs < min(LEAST_OUTPUTS, _run(g)):
         return None
     blocking = Blocking(_run(g), outputs, taps)
@@ -105,21 +106,24 @@ def _of_tap(g: DeformGeometry, dtype: str) -> int:
     return PIXELS * ((9 if g.has_data else 5) * ITEMSIZE[accumulator(dtype)] + 8)
 
 
-def _forward(dtype: str, *, readers: bool, data: bool) -> str:
-    return f"deform_scope_forward<{ELEMENT[dtype]}, {str(readers).lower()}, {str(data).lower()}>"
+def _forward(dtype: str, *, readers: bool, kernel: bool, data: bool) -> str:
+    return _expression("forward", dtype, readers, kernel, data)
 
 
-def _expression(name: str, dtype: str, data: bool) -> str:
-    return f"deform_scope_{name}<{ELEMENT[dtype]}, {str(data).lower()}>"
+def _expression(name: str, dtype: str, *flags: bool) -> str:
+    return f"deform_scope_{name}<{', '.join((ELEMENT[dtype], *(str(flag).lower() for flag in flags)))}>"
 
 
 def instantiations() -> list[tuple[str, str]]:
     """Return (source, name expression) of every kernel that may be asked for."""
     found = []
     for dtype in ELEMENT:
-        expressions = [_forward(dtype, readers=True, data=False)]
+        expressions = [
+            _forward(dtype, readers=True, kernel=True, data=False),
+            _forward(dtype, readers=False, kernel=False, data=True),
+        ]
         for data in (False, True):
-            expressions.append(_forward(dtype, readers=False, data=data))
+            expressions.append(_forward(dtype, readers=False, kernel=True, data=data))
             expressions += [_expression(name, dtype, data) for name in ("backward_kernel", "backward_weight")]
         found += [(SOURCE, expression) for expression in expressions]
     return found

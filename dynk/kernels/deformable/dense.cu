@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(256, 1)
 
 // Rows are outputs, columns pixels of the part, the depth inputs x scope.
 template <typename T, typename Index>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, RESIDENT<T, Index>)
     deform_forward(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ kernel_offset,
                    const T* __restrict__ data_offset, const T* __restrict__ mask, const T* __restrict__ bias,
                    const accumulator<T>* __restrict__ columns, T* __restrict__ out, DeformGeometry<Index> g,
@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     const Index number = tile.column + strip_along();
     const T* filters = weight + tile.group * g.outputs() * depth;
     const Acc* group = columns + tile.group * depth * part.pixels;
-    Acc total[EACH][EACH];
-    multiply(total, strips, Index(0), depth, [&](Strips<Acc>& to, Index first) {
+    Sums<Acc> total;
+    multiply<T>(total, strips, Index(0), depth, [&](Strips<Acc>& to, Index first) {
 #pragma unroll
         for (int l = 0; l < LOADS; ++l) {
             const Index o = tile.row + depth_along(l), k = first + depth_depth();
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 
 // The gradient of the columns. Rows are inputs x scope of the part's channels, columns its pixels, the depth outputs.
 template <typename T, typename Index>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, RESIDENT<T, Index>)
     deform_backward_columns(const T* __restrict__ grad_out, const T* __restrict__ weight,
                             accumulator<T>* __restrict__ grad_columns, DeformGeometry<Index> g, Part<Index> part) {
     using Acc = accumulator<T>;
@@ -110,16 +110,15 @@ __global__ void __launch_bounds__(THREADS, 1)
     const Index filter = g.inputs() * g.scope();
     Tile<Index> tile(filter, part.pixels, g.groups);
     // Rows count from the first channel of the group; those outside the part are not stored.
-    const Index first_row = part.first_channel * g.scope() - tile.group * filter;
-    const Index last_row = first_row + part.channels * g.scope();
-    if (tile.row >= last_row || tile.row + TILE <= first_row) return;  // a whole block
+    const Index begin = part.first_channel * g.scope() - tile.group * filter, end = begin + part.channels * g.scope();
+    if (tile.row >= end || tile.row + TILE <= begin) return;  // a whole block
     const Index number = tile.column + strip_along(), k = tile.row + strip_along();
     const bool is_pixel = number < part.pixels;
     const Pixel<Index> pixel(g, part.first + (is_pixel ? number : 0));
     const T* grads = grad_out + (pixel.n * g.O + tile.group * g.outputs()) * g.pixels() + pixel.at;
     const T* filters = weight + tile.group * g.outputs() * filter + k;
-    Acc total[EACH][EACH];
-    multiply(total, strips, Index(0), g.outputs(), [&](Strips<Acc>& to, Index first) {
+    Sums<Acc> total;
+    multiply<T>(total, strips, Index(0), g.outputs(), [&](Strips<Acc>& to, Index first) {
 #pragma unroll
         for (int l = 0; l < LOADS; ++l) {
             const Index o = first + strip_depth(l);
@@ -128,23 +127,17 @@ __global__ void __launch_bounds__(THREADS, 1)
                 is_pixel && o < g.outputs() ? load(grads + o * g.pixels()) : Acc(0);
         }
     });
-    const int row = threadIdx.x / SIDE * EACH, column = threadIdx.x % SIDE * EACH;
-#pragma unroll
-    for (int r = 0; r < EACH; ++r) {
-        const Index its_row = tile.row + row + r;
-        if (its_row >= filter || its_row < first_row || its_row >= last_row) continue;
-#pragma unroll
-        for (int c = 0; c < EACH; ++c) {
-            const Index its_number = tile.column + column + c;
-            if (its_number < part.pixels) grad_columns[(its_row - first_row) * part.pixels + its_number] = total[r][c];
-        }
-    }
+    each_place([&](int r, int c) {
+        const Index row = tile.row + first_row() + r, its_number = tile.column + first_column() + c;
+        if (row >= filter || row < begin || row >= end || its_number >= part.pixels) return;
+        grad_columns[(row - begin) * part.pixels + its_number] = total[r][c];
+    });
 }
 
 // Rows are outputs, columns inputs x scope, the depth a segment of the part's pixels. `out` is the gradient, or the workspace
 // of partial sums: each of its parts gets a segment of every part of the pixels.
 template <typename T, typename Index, typename Out>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, RESIDENT<T, Index>)
     deform_backward_weight(const T* __restrict__ grad_out, const T* __restrict__ x, const T* __restrict__ kernel_offset,
                            const T* __restrict__ data_offset, const T* __restrict__ mask,
                            const accumulator<T>* __restrict__ columns, Out* __restrict__ out, DeformGeometry<Index> g,
@@ -157,8 +150,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     const Index begin = tile.part * segment < part.pixels ? tile.part * segment : part.pixels;
     const Index end = part.pixels - begin < segment ? part.pixels : begin + segment;
     const Acc* group = columns + tile.group * filter * part.pixels;
-    Acc total[EACH][EACH];
-    multiply(total, strips, begin, end, [&](Strips<Acc>& to, Index first) {
+    Sums<Acc> total;
+    multiply<T>(total, strips, begin, end, [&](Strips<Acc>& to, Index first) {
         const Index number = first + depth_depth();
         const Pixel<Index> pixel(g, part.first + (number < end ? number : begin));
         const T* grads = grad_out + (pixel.n * g.O + tile.group * g.outputs()) * g.pixels() + pixel.at;

@@ -1,5 +1,5 @@
-// deformable_conv2d where each group has a single input channel and kernel offsets move its taps, for what fits shared memory:
-// a block has PIXELS pixels and many channels. Where a tap lies, and the weights of its neighbours, is formed once for each
+// deformable_conv2d where each group has a single input channel and offsets move its taps, for what fits shared memory: a
+// block has PIXELS pixels and many channels. Where a tap lies, and the weights of its neighbours, is formed once for each
 // pixel, for all of the channels.
 #include "scope.cuh"
 
@@ -8,8 +8,8 @@ using namespace dynk;
 constexpr int TURNS = 2;  // how often a thread has outputs
 
 // The output from the image; or, READERS, the gradient of the image from that of the output, where each channel has a single
-// output and there are no data offsets.
-template <typename T, bool READERS, bool DATA>
+// output and there are no data offsets. KERNEL: there are kernel offsets.
+template <typename T, bool READERS, bool KERNEL, bool DATA>
 __global__ void __launch_bounds__(PIXELS * WARPS, 1)
     deform_scope_forward(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ kernel_offset,
                          const T* __restrict__ data_offset, const T* __restrict__ mask, const T* __restrict__ bias,
@@ -48,15 +48,21 @@ __global__ void __launch_bounds__(PIXELS * WARPS, 1)
             for (int turn = 0; turn < TURNS; ++turn) {
                 const int own = first_output + turn * WARPS * OUTPUTS;
                 if (own >= place.count) break;
-                Acc tap[OUTPUTS] = {};
+                auto tap = filters.template at<OUTPUTS>(table.position(bits), 0, own);
+                if constexpr (KERNEL) {
 #pragma unroll
-                for (int corner = 0; corner < 4; ++corner) {
-                    const auto loaded = filters.template at<OUTPUTS>(table.position(bits), corner, own);
+                    for (int k = 0; k < OUTPUTS; ++k) tap.element[k] *= weights.element[0];
 #pragma unroll
-                    for (int k = 0; k < OUTPUTS; ++k) tap[k] += weights.element[corner] * loaded.element[k];
+                    for (int corner = 1; corner < 4; ++corner) {
+                        const auto loaded = filters.template at<OUTPUTS>(table.position(bits), corner, own);
+#pragma unroll
+                        for (int k = 0; k < OUTPUTS; ++k) tap.element[k] += weights.element[corner] * loaded.element[k];
+                    }
                 }
 #pragma unroll
-                for (int k = 0; k < OUTPUTS; ++k) sums[turn][k] += tap[k] * table.sample(planes[turn][k], g.W, at, bits);
+                for (int k = 0; k < OUTPUTS; ++k) {
+                    sums[turn][k] += tap.element[k] * table.sample(planes[turn][k], g.W, at, bits);
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ using namespace dynk;
 
 // Rows are outputs, columns pixels, the depth inputs x taps.
 template <typename T, typename Index>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, RESIDENT<T, Index>)
     dilation_forward(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ shares,
                      const int* __restrict__ narrow, const long long* __restrict__ wide, const T* __restrict__ bias,
                      T* __restrict__ out, DilationGeometry<Index> g) {
@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     const Pixel<T, Index> pixel(g, choices, number < pixels ? number : 0);
     const T* planes = x + (pixel.n * g.C + tile.group * g.inputs()) * g.H * g.W;
     const T* filters = weight + tile.group * g.outputs() * depth;
-    Acc total[EACH][EACH];
-    multiply(total, strips, Index(0), depth, [&](Strips<Acc>& to, Index first) {
+    Sums<Acc> total;
+    multiply<T>(total, strips, Index(0), depth, [&](Strips<Acc>& to, Index first) {
 #pragma unroll
         for (int l = 0; l < LOADS; ++l) {
             const Index o = tile.row + depth_along(l), k = first + depth_depth();
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 
 // Rows are inputs, columns pixels of the image, the depth outputs x taps.
 template <typename T, typename Index>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, RESIDENT<T, Index>)
     dilation_backward_x(const T* __restrict__ grad_out, const T* __restrict__ weight, const T* __restrict__ shares,
                         const int* __restrict__ narrow, const long long* __restrict__ wide, T* __restrict__ grad_x,
                         DilationGeometry<Index> g) {
@@ -63,8 +63,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     const Source<T, Index> source(g, number < pixels ? number : 0);
     const T* planes = grad_out + (source.n * g.O + tile.group * g.outputs()) * g.pixels();
     const T* filters = weight + tile.group * g.outputs() * g.inputs() * g.taps();
-    Acc total[EACH][EACH];
-    multiply(total, strips, Index(0), depth, [&](Strips<Acc>& to, Index first) {
+    Sums<Acc> total;
+    multiply<T>(total, strips, Index(0), depth, [&](Strips<Acc>& to, Index first) {
 #pragma unroll
         for (int l = 0; l < LOADS; ++l) {
             const Index c = tile.row + depth_along(l), k = first + depth_depth(), o = k / g.taps();
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 // Rows are outputs, columns inputs x taps, the depth a segment of the pixels. `out` is the gradient, or the workspace if
 // there are several segments.
 template <typename T, typename Index, typename Out>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, RESIDENT<T, Index>)
     dilation_backward_weight(const T* __restrict__ grad_out, const T* __restrict__ x, const T* __restrict__ shares,
                              const int* __restrict__ narrow, const long long* __restrict__ wide, Out* __restrict__ out,
                              DilationGeometry<Index> g, Index segment) {
@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     const Index filter = g.inputs() * g.taps(), pixels = g.N * g.pixels();
     const Tile<Index> tile(g.outputs(), filter, g.groups);
     const Index begin = tile.part * segment, end = pixels - begin < segment ? pixels : begin + segment;
-    Acc total[EACH][EACH];
-    multiply(total, strips, begin, end, [&](Strips<Acc>& to, Index first) {
+    Sums<Acc> total;
+    multiply<T>(total, strips, begin, end, [&](Strips<Acc>& to, Index first) {
         const Index number = first + depth_depth();
         const Pixel<T, Index> pixel(g, choices, number < end ? number : begin);
         const T* grads = grad_out + (pixel.n * g.O + tile.group * g.outputs()) * g.pixels() + pixel.at;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 // For each strip of inputs x taps (rows) and of pixels (columns) the gradient of the columns is a product over the outputs;
 // what it gives the shares is added up over the rows, strip by strip. A part has every `parts`-th of all groups' strips.
 template <typename T, typename Index, typename Out>
-__global__ void __launch_bounds__(THREADS, 1)
+__global__ void __launch_bounds__(THREADS, RESIDENT<T, Index>)
     dilation_backward_shares(const T* __restrict__ grad_out, const T* __restrict__ x, const T* __restrict__ weight,
                              Out* __restrict__ out, DilationGeometry<Index> g, Index parts) {
     using Acc = accumulator<T>;
@@ -148,14 +148,15 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
     unsigned turn = 0;
     for (Index strip = part; strip < g.groups * strips_of_group; strip += parts) {
-        const Index group = strip / strips_of_group, first_row = (strip - group * strips_of_group) * TILE;
+        const Index group = strip / strips_of_group, first_k = (strip - group * strips_of_group) * TILE;
         const T* filters = weight + group * g.outputs() * filter;
         const T* group_grads = grads + group * g.outputs() * g.pixels();
-        Acc total[EACH][EACH], sums[EACH][MAX_DILATIONS];
-        multiply(total, strips, Index(0), g.outputs(), [&](Strips<Acc>& to, Index first) {
+        Sums<Acc> total;
+        Acc sums[EACH][MAX_DILATIONS];
+        multiply<T>(total, strips, Index(0), g.outputs(), [&](Strips<Acc>& to, Index first) {
 #pragma unroll
             for (int l = 0; l < LOADS; ++l) {
-                const Index o = first + strip_depth(l), k = first_row + strip_along();
+                const Index o = first + strip_depth(l), k = first_k + strip_along();
                 to.rows[strip_depth(l)][strip_along()] =
                     k < filter && o < g.outputs() ? load(filters + o * filter + k) : Acc(0);
                 to.columns[strip_depth(l)][strip_along()] =
@@ -166,13 +167,13 @@ __global__ void __launch_bounds__(THREADS, 1)
         for (int c = 0; c < EACH; ++c) {
 #pragma unroll
             for (int d = 0; d < MAX_DILATIONS; ++d) sums[c][d] = 0;
-            Index rest = first_pixel + threadIdx.x % SIDE * EACH + c;
+            Index rest = first_pixel + first_column() + c;
             if (rest >= pixels) continue;
             const Index left = take(rest, g.Wo) * g.stride_w, top = take(rest, g.Ho) * g.stride_h;
             const T* planes = x + (rest * g.C + group * g.inputs()) * g.H * g.W;
 #pragma unroll
             for (int r = 0; r < EACH; ++r) {
-                const Index k = first_row + threadIdx.x / SIDE * EACH + r;
+                const Index k = first_k + first_row() + r;
                 if (k >= filter) continue;
                 const Index channel = k / g.taps(), t = k - channel * g.taps(), i = t / g.kw, j = t - i * g.kw;
                 const T* plane = planes + channel * g.H * g.W;
@@ -190,7 +191,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         for (int d = 0; d < MAX_DILATIONS; ++d) {
             if (d >= g.D) continue;
 #pragma unroll
-            for (int c = 0; c < EACH; ++c) of_threads[threadIdx.x / SIDE][threadIdx.x % SIDE * EACH + c] = sums[c][d];
+            for (int c = 0; c < EACH; ++c) of_threads[first_row() / EACH][first_column() + c] = sums[c][d];
             __syncthreads();
             if (adds) {
                 Acc sum = 0;
