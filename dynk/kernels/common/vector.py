@@ -178,6 +178,11 @@ def drain() -> None:
     """Wait until what was written past the caches is seen by every thread."""
 
 
+@lowered(vector_llvm.prefetch, _nothing)
+def prefetch(array: Any, i: Any) -> None:
+    """Have the caches fetch element `i`, which may lie anywhere, for a load to come."""
+
+
 @lowered(vector_llvm.store_where, _nothing)
 def store_where(array: Any, i: Any, step: Any, value: Any, mask: Any) -> None:
     """Write every `step`-th element from `i` on, in the lanes that `mask` includes."""

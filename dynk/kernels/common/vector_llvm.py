@@ -210,6 +210,12 @@ def drain(context: Any, builder: Any, kinds: Any, values: Any) -> None:
     builder.fence("seq_cst")
 
 
+def prefetch(context: Any, builder: Any, kinds: Any, values: Any) -> None:
+    array, (data, i) = kinds[0], values
+    pointer = builder.bitcast(_pointer(context, builder, array, data, i), ir.IntType(8).as_pointer())
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, _i32(0), _i32(3), _i32(1)])
+
+
 def store_where(context: Any, builder: Any, kinds: Any, values: Any) -> None:
     array, (data, i, step, value, mask) = kinds[0], values
     kind, name, align = _storage(array)

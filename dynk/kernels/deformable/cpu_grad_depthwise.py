@@ -148,7 +148,9 @@ def _form_terms(  # type: ignore[no-untyped-def]
     zero = vector.zeros(terms, 0)
     check = zero
     for k in range(first, end):
-        grad = vector.load_where(grad_out, (tile.n * g.O + channel * many + k) * g.Ho * g.Wo + here, 1, inside)
+        at = (tile.n * g.O + channel * many + k) * g.Ho * g.Wo + here
+        grad = vector.load_where(grad_out, at, 1, inside)
+        vector.prefetch(grad_out, at + size)
         for i in range(g.kh):
             for j in range(g.kw):
                 t = i * g.kw + j

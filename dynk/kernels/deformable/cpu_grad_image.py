@@ -13,7 +13,7 @@ import numpy as np
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, embedded
 from dynk.kernels.common.numeric import accumulators, load, store
-from dynk.kernels.common.products import CHAIN, ONE, VECTORS, ZERO, ceil_div, padded, place, tile_pixels
+from dynk.kernels.common.products import CHAIN, ONE, PANELS, VECTORS, ZERO, ceil_div, padded, place, tile_pixels
 from dynk.kernels.deformable.cpu_depthwise import sampled
 from dynk.kernels.deformable.cpu_grad_samples import form_grad_samples, grad_block, groups_of, room_of
 from dynk.kernels.deformable.cpu_points import CORNERS, READS, deform_geometry, is_depthwise, tile_of
@@ -63,6 +63,7 @@ def grad_image_task(  # type: ignore[no-untyped-def]
     planes = accumulators(like, 0 if g.has_data != 0 else _sets(g) * count * band)
     elements = np.zeros(held * band if g.has_data != 0 else 0, np.float64)
     turned = np.zeros(vector.lanes(like) * min(most, count) if g.has_data != 0 else 0, np.float64)
+    masks = np.empty(g.kh * g.kw * PANELS * VECTORS, np.int64)
     room, plan = room_of(min(most, count), like, g), plan_of(like, ZERO if is_depthwise(g) else ONE, like, ZERO, g)
     first, end = _readers(first_row, end_row, g)
     for pixel in range(first, end, tile_pixels(like)):
@@ -70,7 +71,7 @@ def grad_image_task(  # type: ignore[no-untyped-def]
         forget(plan)
         if reads_as_it_is(tables, tile, g):
             _spread_blocks(
-                plan, tile, grad_out, tables, kernel_offset, data_offset, c, count, planes, first_row, end_row, g
+                plan, tile, grad_out, tables, kernel_offset, data_offset, c, count, planes, masks, first_row, end_row, g
             )
         for k in range(0, 0 if reads_as_it_is(tables, tile, g) else count, most):
             many, channel = min(most, count - k), group * channels + c + k
@@ -107,7 +108,7 @@ def grad_image_task(  # type: ignore[no-untyped-def]
 
 @borrowing
 def _spread_blocks(  # type: ignore[no-untyped-def]
-    plan, tile, grad_out, tables, kernel_offset, data_offset, c, count, planes, first_row, end_row, g
+    plan, tile, grad_out, tables, kernel_offset, data_offset, c, count, planes, masks, first_row, end_row, g
 ):
     """Add what kernels in tables send to the elements that their taps read."""
     band, done = (end_row - first_row) * g.W, 0
@@ -115,7 +116,7 @@ def _spread_blocks(  # type: ignore[no-untyped-def]
         run = run_of(c + done, count - done, g)
         plan_image(plan, tile, data_offset, c + done, first_row, end_row, g)
         plan_scope(plan, tile, kernel_offset, c + done, g)
-        spread_grads(plan, tile, grad_out, tables, c + done, run, planes, done * band - first_row * g.W, band, g)
+        spread_grads(plan, tile, grad_out, tables, c + done, run, planes, done * band - first_row * g.W, band, masks, g)
         done += run
 
 

@@ -164,6 +164,11 @@ def _add_scope(  # type: ignore[no-untyped-def]
     scope, size, width, taps = plan.scope, vector.lanes(samples), tile.rows.size, g.kh * g.kw
     inside, zero, many = vector.between(0, tile.pixels - v * size), vector.zeros(samples, 0), g.O // g.C
     step = VECTORS * size
+    if reads_as_it_is(tables, tile, g):  # whose channels are far apart
+        ahead, down = tile.first + v * size + size, ((g.kh - 1) * g.dil_h - g.pad_h) * g.W
+        for c in range(tile.n * g.C + channel, tile.n * g.C + channel + count):
+            vector.prefetch(grad_out, c * g.Ho * g.Wo + ahead)
+            vector.prefetch(x, c * g.H * g.W + ahead + down)
     for t in range(taps):
         at = t * width + v * size
         corners = vector.flagged(samples, scope.flags, at, CORNERS)

@@ -91,23 +91,39 @@ def make_outputs(plan, tile, x, tables, bias, c, count, shares, masks, out, g): 
 
 
 @borrowing
-def spread_grads(plan, tile, grad_out, tables, c, count, planes, to, band, g):  # type: ignore[no-untyped-def]
-    """Add what some channels of grad_out send to their planes of the image's gradient, which start at `to`."""
+def spread_grads(plan, tile, grad_out, tables, c, count, planes, to, band, masks, g):  # type: ignore[no-untyped-def]
+    """Add what some channels of grad_out send to their planes of the image's gradient, which start at `to`.
+
+    Two channels at a time, whose kernels stay in registers. Taps come before pixels: what is read of a plane must not
+    overlap what was written a moment ago.
+    """
     scope, size, width, pixels = plan.scope, vector.lanes(planes), tile.rows.size, g.Ho * g.Wo
-    step, places = table_step(planes, g), scope.places
+    step, places, taps = table_step(planes, g), scope.places, g.kh * g.kw
     zero = vector.zeros(planes, 0)
-    for t in range(g.kh * g.kw):
-        shift = (t // g.kw * g.dil_h - g.pad_h) * g.W + t % g.kw * g.dil_w - g.pad_w
+    for t in range(taps):
         for v in range(tile.vectors):
-            at, here = t * width + v * size, tile.first + v * size
-            read = vector.flagged(planes, plan.image.flags, at, READS) & vector.flagged(planes, scope.flags, at, READS)
-            shares = corner_shares(scope, at)
-            for k in range(count):
-                kernel = vector.load(tables, vector.shift(neighbours(g), (c + k) * step))
-                (factor,) = vector.dot(vector.looked_up(kernel, places, (at, at, at, at)), shares, (zero,))
-                grad = vector.load_where(grad_out, (tile.n * g.C + c + k) * pixels + here, 1, read)
-                total = vector.load_where(planes, to + k * band + here + shift, 1, read)
-                vector.store_where(planes, to + k * band + here + shift, 1, vector.fma(factor, grad, total), read)
+            at = t * width + v * size
+            masks[t * tile.vectors + v] = vector.flagged(planes, plan.image.flags, at, READS) & vector.flagged(
+                planes, scope.flags, at, READS
+            )
+    for k in range(0, count, 2):
+        after = min(k + 1, count - 1)
+        one = vector.load(tables, vector.shift(neighbours(g), (c + k) * step))
+        other = vector.load(tables, vector.shift(neighbours(g), (c + after) * step))
+        start = (tile.n * g.C + c) * pixels + tile.first
+        for t in range(taps):
+            shift = (t // g.kw * g.dil_h - g.pad_h) * g.W + t % g.kw * g.dil_w - g.pad_w + tile.first
+            for v in range(tile.vectors):
+                at, here = t * width + v * size, v * size
+                read = masks[t * tile.vectors + v]
+                reads = (read, read if after > k else 0)
+                shares = corner_shares(scope, at)
+                (first,) = vector.dot(vector.looked_up(one, places, (at, at, at, at)), shares, (zero,))
+                (second,) = vector.dot(vector.looked_up(other, places, (at, at, at, at)), shares, (zero,))
+                grads = vector.load_where(grad_out, (start + k * pixels + here, start + after * pixels + here), 1, reads)
+                there = (to + k * band + here + shift, to + after * band + here + shift)
+                totals = vector.load_where(planes, there, 1, reads)
+                vector.store_where(planes, there, 1, vector.fma((first, second), grads, totals), reads)
 
 
 @borrowing
