@@ -34,7 +34,8 @@ __global__ void product(const T* rows, const accumulator<T>* columns, accumulato
     Sums<Acc> total;
     multiply<T>(total, strips, 0, depth, [&](Strips<Acc>& to, int first) {
         for (int l = 0; l < LOADS; ++l) {
-            const int along = strip_along(), k = first + strip_depth(l), row = tile.row + along, column = tile.column + along;
+            const int along = strip_along(), k = first + strip_depth(l);
+            const int row = tile.row + along, column = tile.column + along;
             to.rows[strip_depth(l)][along] = row < ROWS && k < depth ? load(rows + row * depth + k) : Acc(0);
             to.columns[strip_depth(l)][along] = column < COLUMNS && k < depth ? columns[k * COLUMNS + column] : Acc(0);
         }
@@ -131,7 +132,10 @@ def test_emulator_reports_factors_that_tensor_cores_would_cut_off() -> None:
 @pytest.mark.parametrize(
     ("family", "kernel"),
     [
-        *((dilated, f"dilation_{kernel}") for kernel in ("forward", "backward_x", "backward_weight", "backward_shares")),
+        *(
+            (dilated, f"dilation_{kernel}")
+            for kernel in ("forward", "backward_x", "backward_weight", "backward_shares")
+        ),
         *((deformable, f"deform_{kernel}") for kernel in ("forward", "backward_columns", "backward_weight")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -309,7 +309,8 @@ def compiled_to_ptx(expression: str, source: Path = TILES, architecture: int = 9
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
     folder = source.parent
     include = (Path(common.__file__).parent, folder, *cuda_include_folders())
-    options = [option.encode() for option in ("-std=c++17", f"-arch=compute_{architecture}", *(f"-I{path}" for path in include))]
+    flags = "-std=c++17", f"-arch=compute_{architecture}", *(f"-I{path}" for path in include)
+    options = [flag.encode() for flag in flags]
 
     def call(function: str, *arguments: Any) -> Any:
         status, *results = getattr(nvrtc, f"nvrtc{function}")(*arguments)

@@ -317,6 +317,27 @@ def test_writes_past_the_caches_are_in_the_machine_code():
     assert "movnt" in code
 
 
+def fetched(source, out):
+    for at in (-(10**9), 0, 10**9):
+        vector.prefetch(source, at)
+    vector.store(out, 0, vector.load(source, 0))
+
+
+@each_dtype
+def test_what_is_fetched_ahead_may_lie_anywhere(dtype):
+    source = numbers(dtype)
+    out = agree(fetched, source, numbers(dtype, 1))[1]
+    np.testing.assert_array_equal(out[: vector.lanes(out)], source[: vector.lanes(out)])
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="looks for an instruction of x86")
+def test_fetching_ahead_is_in_the_machine_code():
+    compiled = numba.njit(fetched)
+    compiled(numbers("float32"), numbers("float32"))
+    (code,) = compiled.inspect_asm().values()
+    assert "prefetch" in code
+
+
 @pytest.mark.parametrize(
     ("first", "last", "lanes"),
     [

@@ -180,7 +180,7 @@ def ls_dfn_backward(
     Gradients are deterministic: the same call on the same device gives the same bits. For "max" only the chosen samples
     take part: others are not multiplied by 0. The workspace, in the accumulation type, is the channel sum and its
     gradient, (N, 1, H, W) each, and for each thread on the CPU as many rows of W numbers, padded as in `ls_dfn`, as the
-    largest of 192*(s*s + 2) + 1024 (the image; 2048 where s*(O + 63) > 4096), s*C + 12*s*s (the filters) and s*C +
+    largest of 192*(s*s + 2) + 2048 (the image; 4096 where s*(O + 63) > 4096), s*C + 12*s*s (the filters) and s*C +
     16*s*s + 136*kh*kw + 256 (the attentions; 4*s*s more for over 4096 channels); for "max" a number for each output
     besides, of 16 bits on the CPU and 32 on CUDA, which says what sample was chosen.
 

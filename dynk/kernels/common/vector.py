@@ -167,6 +167,10 @@ def accumulate(sums: Any, i: Any, value: Any) -> None:
     _each(_ieee(add_to), i, value)
 
 
+# A result that is larger is written past the caches, which would have to read it first and could not keep it.
+STREAM_BYTES = 32 << 20
+
+
 @lowered(vector_llvm.stream, _nothing)
 def stream(array: Any, i: Any, value: Any) -> None:
     """Write as `store` does, but past the caches where the place is aligned; `drain` must follow."""

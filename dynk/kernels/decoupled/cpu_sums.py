@@ -28,8 +28,6 @@ from dynk.kernels.decoupled.cpu_sweep import (
 )
 
 CHAIN = 64  # terms that are added one to the other
-# A result that is larger is written past the caches, which would have to read it first and could not keep it.
-STREAM_BYTES = 32 << 20
 
 
 @embedded
@@ -49,7 +47,7 @@ def sum_band(  # type: ignore[no-untyped-def]
     weights = unset(values, sub_pixels * taps.size // TAP * 4)
     if g.has_channel == 0:
         fill(weights, 1)
-    past = 1 if result.size * result.itemsize > STREAM_BYTES else 0
+    past = 1 if result.size * result.itemsize > vector.STREAM_BYTES else 0
     margin, c = reach + 2 * size, c0
     while c < c1:
         image, at = n * g.C + c, start + (c - c0) * planes[0]

@@ -120,7 +120,9 @@ def spread_grads(plan, tile, grad_out, tables, c, count, planes, to, band, masks
                 shares = corner_shares(scope, at)
                 (first,) = vector.dot(vector.looked_up(one, places, (at, at, at, at)), shares, (zero,))
                 (second,) = vector.dot(vector.looked_up(other, places, (at, at, at, at)), shares, (zero,))
-                grads = vector.load_where(grad_out, (start + k * pixels + here, start + after * pixels + here), 1, reads)
+                grads = vector.load_where(
+                    grad_out, (start + k * pixels + here, start + after * pixels + here), 1, reads
+                )
                 there = (to + k * band + here + shift, to + after * band + here + shift)
                 totals = vector.load_where(planes, there, 1, reads)
                 vector.store_where(planes, there, 1, vector.fma((first, second), grads, totals), reads)

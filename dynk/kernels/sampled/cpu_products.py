@@ -34,7 +34,7 @@ from dynk.kernels.sampled.cpu_samples import (
 from dynk.kernels.sampled.geometry import MAX, NONE
 
 # Channels and rows of the image of a task of its gradient.
-CHANNELS, ROWS = 32, 32
+CHANNELS, ROWS = 64, 32
 
 
 @borrowing
@@ -129,6 +129,7 @@ def store_grad_across(n, outs, y, rows, starts, grads, masks, grad_across, g):  
                     n, outs, y, v, c, rows, starts, grads, masks, grad_across, g, (0, 0, 0, 0), (0, 1, 2, 3)
                 )
         c += 5 if many else 1
+    vector.drain()
 
 
 @borrowing
@@ -158,7 +159,10 @@ def _across_channels(  # type: ignore[no-untyped-def]
     plane = g.H * g.W
     to = vector.spaced(n * g.O * g.C * plane + y * g.W + v * size, g.C * plane, vector.pick(outs, of_outs))
     to = vector.shift(to, vector.spaced(c * plane, plane, of_channels))
-    vector.store_where(grad_across, to, 1, total, vector.between(0, g.W - v * size))
+    if g.W - v * size >= size and grad_across.size * grad_across.itemsize > vector.STREAM_BYTES:
+        vector.stream(grad_across, to, total)
+    else:
+        vector.store_where(grad_across, to, 1, total, vector.between(0, g.W - v * size))
 
 
 @borrowing
@@ -237,17 +241,14 @@ def grad_x_task(  # type: ignore[no-untyped-def]
 ):
     """Collect some rows of some channels from every row of outputs, and add the gradient of the channel sum."""
     g = sample_geometry(geometry)
-    bands = (g.H + ROWS - 1) // ROWS
-    n, c0, h0 = (
-        task // blocks_of_image(g),
-        task // bands % (blocks_of_image(g) // bands) * CHANNELS,
-        task % bands * ROWS,
-    )
+    bands, blocks = (g.H + ROWS - 1) // ROWS, blocks_of_image(g)
+    n, c0, h0 = task // blocks, task // bands % (blocks // bands) * CHANNELS, task % bands * ROWS
     c1, h1 = min(c0 + CHANNELS, g.C), min(h0 + ROWS, g.H)
     size, vectors, row = vector.lanes(grad_sum), vectors_of_row(grad_sum, g), padded_row(grad_sum, g)
     sums = accumulators(grad_x, (c1 - c0) * (h1 - h0) * row)
-    many = g.samples * ((g.O + CHAIN - 1) // CHAIN) > CHAIN
-    merged, terms = accumulators(grad_x, sums.size if many else 0), 0
+    chains = (g.O + CHAIN - 1) // CHAIN  # of a row's outputs
+    many = g.samples * chains > CHAIN
+    merged = accumulators(grad_x, sums.size if many else 0)
     if g.has_across != 0:
         count = (min(g.O, CHAIN) + OUTS - 1) // OUTS * OUTS
         grads, part = accumulators(grad_x, grads_size(grad_sum, count, g)), accumulators(grad_x, OUTS * row)
@@ -270,8 +271,7 @@ def grad_x_task(  # type: ignore[no-untyped-def]
                             _spread(a, outputs, count, filters, grads, masks, starts, part, g)
                             for k in range(min(OUTS, c1 - c)):
                                 add_row(part, k * row, sums, ((c - c0 + k) * (h1 - h0) + h - h0) * row, row)
-                terms += 1
-                if many and terms % CHAIN == 0:
+                if many and (y * chains + o // CHAIN) % CHAIN == CHAIN - 1:
                     add_row(sums, 0, merged, 0, sums.size)
                     fill(sums, 0)
     add_row(merged, 0, sums, 0, merged.size)
@@ -294,6 +294,7 @@ def _copy_channels(n, y, o, outputs, c, across, filters, g):  # type: ignore[no-
             for v in range(vectors):
                 values = vector.load_where(across, start + v * size, 1, vector.between(0, g.W - v * size))
                 vector.store(filters, ((v * outputs + k) * OUTS + u) * size, values)
+                vector.prefetch(across, start + g.W + v * size)  # of the next row of pixels, which comes soon
 
 
 @inlined
