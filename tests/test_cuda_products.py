@@ -13,7 +13,8 @@ from cuda_emulator import fake_cupy as cupy
 from test_cuda_tiles import compiled_to_ptx
 
 from dynk.kernels import common, deformable, dilated
-from dynk.kernels.common.dtypes import STORAGE
+from dynk.kernels.common.cuda_launch import ELEMENT
+from dynk.kernels.common.dtypes import STORAGE, accumulator
 from dynk.testing import assert_close, rounded
 
 emulation = pytest.mark.skipif(bool(emulator_unavailable()), reason=str(emulator_unavailable()))
@@ -53,20 +54,19 @@ __global__ void multiply_once(const float* factors, float* out) {
     out[threadIdx.x] = sums[0];
 }
 """
-ELEMENTS = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
-each_dtype = pytest.mark.parametrize("dtype", list(ELEMENTS))
+each_dtype = pytest.mark.parametrize("dtype", list(ELEMENT))
 
 
 @cache
 def module() -> RawModule:
-    names = ["multiply_once", *(f"product<{element}>" for element in ELEMENTS.values())]
+    names = ["multiply_once", *(f"product<{element}>" for element in ELEMENT.values())]
     return RawModule(SOURCE, options=(f"-I{Path(common.__file__).parent}",), name_expressions=names)
 
 
 def product(dtype: str, rows: Any, columns: Any) -> Any:
     """Return rows (of dtype) @ columns (of its accumulator) by blocks on the emulator."""
     out = cupy.asarray(np.full((ROWS, COLUMNS), -1, columns.dtype))
-    kernel = module().get_function(f"product<{ELEMENTS[dtype]}>")
+    kernel = module().get_function(f"product<{ELEMENT[dtype]}>")
     stored = cupy.asarray(np.ascontiguousarray(rows).view(STORAGE[dtype]))
     kernel((2 * 3,), (256,), (stored, cupy.asarray(columns), out, i32(rows.shape[1])))
     return np.asarray(out)
@@ -76,8 +76,7 @@ def factors(dtype: str, depth: int) -> tuple[Any, Any]:
     """Return normally distributed rows and columns."""
     random = np.random.default_rng(depth)
     columns = random.standard_normal((depth, COLUMNS))
-    accumulator = "float64" if dtype == "float64" else "float32"
-    return rounded(random.standard_normal((ROWS, depth)), dtype), columns.astype(accumulator)
+    return rounded(random.standard_normal((ROWS, depth)), dtype), columns.astype(accumulator(dtype))
 
 
 @emulation
@@ -87,8 +86,7 @@ def test_every_place_is_the_product_of_its_row_and_column(dtype: str, depth: int
     """Integers tell them apart, to the bit."""
     random = np.random.default_rng(depth)
     rows, columns = random.integers(-9, 9, (ROWS, depth)), random.integers(-99, 99, (depth, COLUMNS))
-    accumulator = "float64" if dtype == "float64" else "float32"
-    found = product(dtype, rounded(rows.astype(float), dtype), columns.astype(accumulator))
+    found = product(dtype, rounded(rows.astype(float), dtype), columns.astype(accumulator(dtype)))
     np.testing.assert_array_equal(found, rows @ columns)
 
 
@@ -145,5 +143,5 @@ def test_emulator_reports_factors_that_tensor_cores_would_cut_off() -> None:
 def test_half_types_are_multiplied_on_tensor_cores(family: Any, kernel: str, dtype: str, architecture: int) -> None:
     out = ", float" if kernel.endswith(("weight", "shares")) else ""
     source = Path(family.__file__).with_name("dense.cu")
-    ptx = compiled_to_ptx(f"{kernel}<{ELEMENTS[dtype]}, int{out}>", source, architecture)
+    ptx = compiled_to_ptx(f"{kernel}<{ELEMENT[dtype]}, int{out}>", source, architecture)
     assert ("mma.sync" in ptx) == (dtype != "float32" and architecture >= 80)

@@ -54,6 +54,13 @@ def reads_as_it_is(tables, tile, g):  # type: ignore[no-untyped-def]
 
 
 @borrowing
+def _reads(like, plan, at):  # type: ignore[no-untyped-def]
+    """Return the mask of the pixels whose tap reads both the image and the kernel."""
+    image, scope = vector.flagged(like, plan.image.flags, at, READS), vector.flagged(like, plan.scope.flags, at, READS)
+    return image & scope
+
+
+@borrowing
 def make_outputs(plan, tile, x, tables, bias, c, count, shares, masks, out, g):  # type: ignore[no-untyped-def]
     """Make the outputs of some channels: an even number, for two of them share what they look up."""
     scope, size, taps, plane = plan.scope, vector.lanes(shares), g.kh * g.kw, g.H * g.W
@@ -66,9 +73,7 @@ def make_outputs(plan, tile, x, tables, bias, c, count, shares, masks, out, g): 
         for t in range(taps):
             at = t * width + v * size
             vector.store(shares, vector.spaced(4 * t * size, size, (0, 1, 2, 3)), corner_shares(scope, at))
-            masks[t] = vector.flagged(shares, plan.image.flags, at, READS) & vector.flagged(
-                shares, scope.flags, at, READS
-            )
+            masks[t] = _reads(shares, plan, at)
         for o in range(c + block * BLOCK, c + min(block * BLOCK + BLOCK, count), 2):
             one = vector.load(tables, vector.shift(neighbours(g), o * step))
             other = vector.load(tables, vector.shift(neighbours(g), (o + 1) * step))
@@ -103,9 +108,7 @@ def spread_grads(plan, tile, grad_out, tables, c, count, planes, to, band, masks
     for t in range(taps):
         for v in range(tile.vectors):
             at = t * width + v * size
-            masks[t * tile.vectors + v] = vector.flagged(planes, plan.image.flags, at, READS) & vector.flagged(
-                planes, scope.flags, at, READS
-            )
+            masks[t * tile.vectors + v] = _reads(planes, plan, at)
     for k in range(0, count, 2):
         after = min(k + 1, count - 1)
         one = vector.load(tables, vector.shift(neighbours(g), (c + k) * step))
