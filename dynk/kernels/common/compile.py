@@ -14,7 +14,7 @@ from typing import Any
 
 import numba
 
-from dynk.kernels.common.lowering import KernelCompiler, PartCompiler
+from dynk.kernels.common.lowering import KernelCompiler, PartCompiler, without_literals
 
 # Numba is typed in part only.
 njit: Any = numba.njit
@@ -30,7 +30,7 @@ _PART = _OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipel
 
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile a function that only kernels call; LLVM inlines it where that pays."""
-    return njit(**_PART)(function)
+    return without_literals(njit(**_PART)(function))
 
 
 def borrowing(function: Callable[..., Any]) -> Any:
@@ -38,15 +38,7 @@ def borrowing(function: Callable[..., Any]) -> Any:
 
     Those it is passed are not counted as new references, which would cost more than a short loop.
     """
-    return njit(_nrt=False, **_PART)(function)
-
-
-def embedded(function: Callable[..., Any]) -> Any:
-    """Make a function part of its only caller, which saves compiling what it holds once more by itself.
-
-    Not for inner loops: arrays passed to it are counted as new references.
-    """
-    return njit(inline="always", **_PART)(function)
+    return without_literals(njit(_nrt=False, **_PART)(function))
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -6,9 +6,11 @@ for each of the three functions it makes of a parallel loop. That takes two to t
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
-from numba.core import codegen, compiler, compiler_machinery, typed_passes
+from llvmlite.binding import Linkage
+from numba.core import codegen, compiler, compiler_machinery, typed_passes, types
 
 # Numba is typed in part only.
 JITCodeLibrary: Any = codegen.JITCodeLibrary
@@ -17,6 +19,7 @@ DefaultPassBuilder: Any = compiler.DefaultPassBuilder
 NativeLowering: Any = typed_passes.NativeLowering
 NativeParforLowering: Any = typed_passes.NativeParforLowering
 register_pass: Any = compiler_machinery.register_pass
+unliteral: Any = types.unliteral
 
 VECTOR_BYTES = 64
 
@@ -57,10 +60,12 @@ class PartLibrary(AlignedLibrary):
 
 
 class KernelLibrary(AlignedLibrary):
-    """The code of a kernel. Parts come unoptimised: inlining them all leaves work for another round."""
+    """The code of a kernel. Nothing else calls its parts: LLVM may inline them wherever that pays, and drop them."""
 
     def _optimize_final_module(self) -> None:
-        super()._optimize_final_module()
+        for function in self._final_module.functions:
+            if not function.is_declaration and function.linkage is Linkage.linkonce_odr:
+                function.linkage = Linkage.internal
         super()._optimize_final_module()
 
 
@@ -119,3 +124,16 @@ class PartCompiler(CompilerBase):  # type: ignore[misc]
 
 class KernelCompiler(PartCompiler):
     lowering = KernelLowering
+
+
+def without_literals(dispatcher: Any) -> Any:
+    """Have a function compiled for the type of its arguments alone, not once more for each number written out."""
+    if isinstance(dispatcher, FunctionType):  # the compiler is off
+        return dispatcher
+    template_of = dispatcher.get_call_template
+
+    def get_call_template(args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        return template_of(tuple(map(unliteral, args)), {name: unliteral(kind) for name, kind in keywords.items()})
+
+    dispatcher.get_call_template = get_call_template
+    return dispatcher

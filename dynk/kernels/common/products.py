@@ -16,7 +16,6 @@ VECTORS = 3  # of pixels that a product takes at once
 PANELS = 4  # of VECTORS vectors each that a tile of pixels has
 ROWS = 8
 CHAIN = 64
-ZERO, ONE = np.int64(0), np.int64(1)  # numbers written out would have Numba compile what they are passed to once more
 
 _EIGHT = (0, 1, 2, 3, 4, 5, 6, 7)
 _THREE = (0, 1, 2)

@@ -46,7 +46,7 @@ def ddf_forward(x, spatial, channel, out, geometry, reals):  # type: ignore[no-u
     s = split(x, over_anchors(g), g.has_spatial * g.scale * g.scale * g.kh * g.kw, g.C)
     tasks = g.N * s.bands * s.blocks
     if tasks == 1:  # waking the threads costs more
-        _forward_task(np.int64(0), x, spatial, channel, out, geometry)
+        _forward_task(0, x, spatial, channel, out, geometry)
     else:
         for task in prange(tasks):
             _forward_task(np.int64(task), x, spatial, channel, out, geometry)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynk.kernels.common.compile import borrowing, embedded, inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import fill, load, store
 from dynk.kernels.decoupled.cpu_norm_runs import (
     F_TAPS,
@@ -27,7 +27,7 @@ from dynk.kernels.decoupled.cpu_norm_runs import (
 ALL = -1  # the mask of all filters of a block
 
 
-@embedded
+@inlined
 def forward_rows(  # type: ignore[no-untyped-def]
     count, mask, at_f, at_scale, at_shift, f, scale, shift, out, geometry, eps
 ):
@@ -52,7 +52,7 @@ def forward_rows(  # type: ignore[no-untyped-def]
                     store(out, start + k * step, z * gain[k] + bias[k])
 
 
-@embedded
+@inlined
 def backward_rows(  # type: ignore[no-untyped-def]
     count, mask, mask_sums, at_f, at_scale, grad_out, f, scale, grad_f, want_f, sums, wanted, at_sums, slot, geometry,
     eps

@@ -8,7 +8,7 @@ whose squared deviations add up to almost nothing, as those of equal taps, or to
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded
+from dynk.kernels.common.compile import borrowing
 from dynk.kernels.decoupled.cpu_norm_runs import (
     BLOCK,
     F_TAPS,
@@ -111,7 +111,7 @@ def backward_vectors(  # type: ignore[no-untyped-def]
     return left, left_sums
 
 
-@embedded
+@borrowing
 def _statistics(f, start, geometry, eps):  # type: ignore[no-untyped-def]
     """Return -first tap, -mean of what is more than it, the deviation, 1 / (it + eps), and where all is in range."""
     kh, kw = geometry[KH], geometry[KW]

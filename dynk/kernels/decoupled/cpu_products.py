@@ -130,7 +130,7 @@ def _add_channels(  # type: ignore[no-untyped-def]
     for pq in range(g.scale * g.scale):
         for first in range(0, vectors, CHAIN):
             last = min(first + CHAIN, vectors)
-            k = np.int64(0)  # a literal would be another type, for which all below is compiled once more
+            k = 0
             while k < filter_taps:
                 if count == 1:
                     _add_four(

@@ -8,7 +8,7 @@ storage type, the direction and the kind of call.
 from __future__ import annotations
 
 from dynk.kernels.common import numeric, vector
-from dynk.kernels.common.compile import borrowing, embedded
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import fill, unset
 from dynk.kernels.decoupled.cpu_sweep import (
     FIELDS,
@@ -30,7 +30,7 @@ from dynk.kernels.decoupled.cpu_sweep import (
 CHAIN = 64  # terms that are added one to the other
 
 
-@embedded
+@inlined
 def sum_band(  # type: ignore[no-untyped-def]
     n, c0, c1, first, last, values, start, margins, spatial, channel, result, sweep, taps, reach, sub_pixels, planes, g
 ):
@@ -168,7 +168,7 @@ def _sums(  # type: ignore[no-untyped-def]
             even = total
 
 
-@embedded
+@borrowing
 def _write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, sweep, g):  # type: ignore[no-untyped-def]
     """Write the results of sub-pixel pq of a vector; where there are four, each two at once."""
     size = vector.lanes(result)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.common.products import (
     CHAIN,
-    ONE,
     ROWS,
     VECTORS,
-    ZERO,
     add_to,
     ceil_div,
     load_rows,
@@ -38,7 +36,7 @@ def dense_tasks(like, g):  # type: ignore[no-untyped-def]
     return g.N * g.groups * blocks * ceil_div(g.Ho * g.Wo, tile_pixels(like))
 
 
-@embedded
+@inlined
 def dense_task(  # type: ignore[no-untyped-def]
     task, x, weight, kernel_offset, data_offset, mask, bias, turned, first_image, out, like, geometry
 ):
@@ -51,7 +49,7 @@ def dense_task(  # type: ignore[no-untyped-def]
     rows, block = min(OUTS, outs - first), block_of(channels, terms)
     o = group * outs + first
     tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, like, g)
-    plan = plan_of(like, ONE, turned, first_image, g)
+    plan = plan_of(like, 1, turned, first_image, g)
     samples = accumulators(like, block * g.kh * g.kw * size if g.has_kernel != 0 else 0)
     columns = accumulators(like, tile_pixels(like) * block * terms)
     weights = accumulators(like, padded(rows) * block * terms + size)
@@ -64,15 +62,15 @@ def dense_task(  # type: ignore[no-untyped-def]
             for v in range(0, tile.vectors, VECTORS):
                 for row in range(0, rows, ROWS):
                     multiply(
-                        weights, row * count * terms, count * terms, ONE,
-                        columns, place(ZERO, v, count * terms, VECTORS, columns), VECTORS * size, count * terms,
-                        min(VECTORS, tile.vectors - v), plan.everywhere, ZERO,
+                        weights, row * count * terms, count * terms, 1,
+                        columns, place(0, v, count * terms, VECTORS, columns), VECTORS * size, count * terms,
+                        min(VECTORS, tile.vectors - v), plan.everywhere, 0,
                         totals, place(row, v, padded(rows), VECTORS, totals), VECTORS * size,
                     )  # fmt: skip
         else:
             chains, sums = accumulators(like, totals.size), accumulators(like, totals.size)
             for k in range(count):
-                plan_image(plan, tile, data_offset, channel + k, ZERO, g.H, g)
+                plan_image(plan, tile, data_offset, channel + k, 0, g.H, g)
                 _multiply_read(plan, tile, weights, columns, k, count, chains, sums, rows, g)
             add_to(sums, chains)
             add_to(totals, sums)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators
-from dynk.kernels.common.products import CHAIN, ZERO, ceil_div, tile_pixels
+from dynk.kernels.common.products import CHAIN, ceil_div, tile_pixels
 from dynk.kernels.deformable.cpu_points import CORNERS, READS, deform_geometry, tile_of
 from dynk.kernels.deformable.cpu_samples import (
     corner_shares,
@@ -67,7 +67,7 @@ def depthwise_tasks(like, g):  # type: ignore[no-untyped-def]
     return g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like)) * _parts(like, g)
 
 
-@embedded
+@inlined
 def depthwise_task(  # type: ignore[no-untyped-def]
     task, x, weight, tables, kernel_offset, data_offset, mask, bias, out, like, geometry
 ):
@@ -76,13 +76,13 @@ def depthwise_task(  # type: ignore[no-untyped-def]
     tiles, parts, taps = ceil_div(g.Ho * g.Wo, tile_pixels(like)), _parts(like, g), g.kh * g.kw
     first, n = task // parts % tiles * tile_pixels(like), task // parts // tiles
     size = vector.lanes(like)
-    tile, plan = tile_of(n, first, g.Ho * g.Wo, like, g), plan_of(like, ZERO, like, ZERO, g)
+    tile, plan = tile_of(n, first, g.Ho * g.Wo, like, g), plan_of(like, 0, like, 0, g)
     samples, filters = accumulators(like, BLOCK * taps * size), accumulators(like, BLOCK * taps * size)
     masks = np.empty(taps, np.int64)
     c, end = g.C * (task % parts) // parts, g.C * (task % parts + 1) // parts
     while c < end:
         run = run_of(c, end - c, g)
-        plan_image(plan, tile, data_offset, c, ZERO, g.H, g)
+        plan_image(plan, tile, data_offset, c, 0, g.H, g)
         plan_scope(plan, tile, kernel_offset, c, g)
         pairs = 0
         if reads_as_it_is(tables, tile, g):
@@ -105,14 +105,14 @@ def _make_outputs(  # type: ignore[no-untyped-def]
             masks[t] = vector.flagged(samples, plan.image.flags, at, READS) & sampled(samples, plan.scope, at, g)
         for first in range(c, c + count, BLOCK):
             block = min(BLOCK, c + count - first)
-            form_samples(plan, tile, v, x, mask, first, block, samples, ZERO, size, g)
+            form_samples(plan, tile, v, x, mask, first, block, samples, 0, size, g)
             for o in range(first * many, (first + block) * many, BLOCK):
                 outs = min(BLOCK, (first + block) * many - o)
                 form_filters(plan.scope, v, width, weight, tables, o, outs, filters, g)
                 _multiply(tile, v, first, o, outs, samples, filters, masks, bias, out, g)
 
 
-@embedded
+@borrowing
 def _multiply(tile, v, channel, first, outs, samples, filters, masks, bias, out, g):  # type: ignore[no-untyped-def]
     """Write a vector of some output channels: the products of samples, from `channel` on, and filters."""
     size, taps, plane = vector.lanes(samples), g.kh * g.kw, g.Ho * g.Wo

@@ -8,15 +8,13 @@ on the shape alone.
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.common.products import (
     CHAIN,
-    ONE,
     PANELS,
     ROWS,
     VECTORS,
-    ZERO,
     add_to,
     ceil_div,
     multiply,
@@ -53,7 +51,7 @@ def grad_dense_tasks(like, g):  # type: ignore[no-untyped-def]
     return _blocks(g) * dense_shares(like, g)
 
 
-@embedded
+@inlined
 def grad_dense_task(  # type: ignore[no-untyped-def]
     task, grad_out, x, kernel_offset, data_offset, mask, turned, partials, grad_weight, like, geometry
 ):
@@ -68,7 +66,7 @@ def grad_dense_task(  # type: ignore[no-untyped-def]
     count, many = min(block, channels - c), min(OUTS, outs - first)
     vectors, width = ceil_div(many, size), tile_pixels(like)
     rows, panels = padded(count) * terms, ceil_div(vectors, VECTORS)
-    plan = plan_of(like, ONE, turned, ZERO, g)
+    plan = plan_of(like, 1, turned, 0, g)
     samples = accumulators(like, count * g.kh * g.kw * size if g.has_kernel != 0 else 0)
     columns = accumulators(like, tile_pixels(like) * rows)
     grads = accumulators(like, panels * VECTORS * size * tile_pixels(like))
@@ -87,14 +85,14 @@ def grad_dense_task(  # type: ignore[no-untyped-def]
             for v in range(0, vectors, VECTORS):
                 for row in range(0, count * terms, ROWS):
                     multiply(
-                        columns, row * width, width, ONE,
-                        grads, place(ZERO, v, width, VECTORS, grads), VECTORS * size, tile.pixels,
-                        min(VECTORS, vectors - v), plan.everywhere, ZERO,
+                        columns, row * width, width, 1,
+                        grads, place(0, v, width, VECTORS, grads), VECTORS * size, tile.pixels,
+                        min(VECTORS, vectors - v), plan.everywhere, 0,
                         recent, place(row, v, rows, VECTORS, recent), VECTORS * size,
                     )  # fmt: skip
         else:
             for channel in range(count):
-                plan_image(plan, tile, data_offset, group * channels + c + channel, ZERO, g.H, g)
+                plan_image(plan, tile, data_offset, group * channels + c + channel, 0, g.H, g)
                 for t in range(terms):
                     _add_read(plan.image, tile, t, columns, channel * terms + t, grads, vectors, recent, rows)
         if k % CHAIN == CHAIN - 1:

@@ -8,15 +8,13 @@ positions of the scope that the tap reads there, which are those of all channels
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, fill, load, store
 from dynk.kernels.common.products import (
     CHAIN,
-    ONE,
     PANELS,
     ROWS,
     VECTORS,
-    ZERO,
     add_to,
     ceil_div,
     multiply,
@@ -49,7 +47,7 @@ def grad_depthwise_tasks(like, g):  # type: ignore[no-untyped-def]
     return ceil_div(g.C, _block(g)) * depthwise_shares(like, g)
 
 
-@embedded
+@inlined
 def grad_depthwise_task(  # type: ignore[no-untyped-def]
     task, grad_out, x, kernel_offset, data_offset, mask, partials, grad_weight, like, geometry
 ):
@@ -60,7 +58,7 @@ def grad_depthwise_task(  # type: ignore[no-untyped-def]
     c, share = task % blocks * _block(g), task // blocks
     count = min(_block(g), g.C - c)
     row = ceil_div(positions, size) * size if g.has_kernel != 0 else taps * size  # numbers that a channel's sums take
-    plan = plan_of(like, ZERO, like, ZERO, g)
+    plan = plan_of(like, 0, like, 0, g)
     samples, terms = accumulators(like, ROWS * taps * size), accumulators(like, ROWS * taps * size)
     shares_of_taps = accumulators(like, taps * size * row if g.has_kernel != 0 else 0)
     totals = accumulators(like, 2 * positions if g.has_kernel != 0 else 0)
@@ -72,7 +70,7 @@ def grad_depthwise_task(  # type: ignore[no-untyped-def]
         done = 0
         while done < count:
             run = run_of(c + done, count - done, g)
-            plan_image(plan, tile, data_offset, c + done, ZERO, g.H, g)
+            plan_image(plan, tile, data_offset, c + done, 0, g.H, g)
             plan_scope(plan, tile, kernel_offset, c + done, g)
             for v in range(tile.vectors):
                 if g.has_kernel != 0:
@@ -115,7 +113,7 @@ def _add_channels(  # type: ignore[no-untyped-def]
                 (tile.n * g.C + channel) * g.H * g.W + shift, g.H * g.W, g.dil_h * g.W, g.dil_w, terms, g,
             )  # fmt: skip
         else:
-            form_samples(plan, tile, v, x, mask, channel + low, high - low, samples, ZERO, size, g)
+            form_samples(plan, tile, v, x, mask, channel + low, high - low, samples, 0, size, g)
             finite = _form_terms(
                 plan.image.flags, tile, v, grad_out, channel, first, end, samples,
                 -low * taps * size, taps * size, g.kw * size, size, terms, g,
@@ -127,8 +125,8 @@ def _add_channels(  # type: ignore[no-untyped-def]
         elif finite:
             for panel in range(0, used, VECTORS):
                 multiply(
-                    terms, ZERO, taps * size, ONE, shares, panel * size, row, taps * size,
-                    min(VECTORS, used - panel), plan.everywhere, ZERO, sums, to + first * row + panel * size, row,
+                    terms, 0, taps * size, 1, shares, panel * size, row, taps * size,
+                    min(VECTORS, used - panel), plan.everywhere, 0, sums, to + first * row + panel * size, row,
                 )  # fmt: skip
         else:
             for k in range(ROWS):
@@ -198,7 +196,7 @@ def _share_of(scope, point, corner, g):  # type: ignore[no-untyped-def]
     return position if scope.flags[point] & wanted == wanted else -1, share
 
 
-@embedded
+@borrowing
 def _add_row(scope, tile, v, terms, start, totals, sums, to, g):  # type: ignore[no-untyped-def]
     """Add the products of a channel's terms, not all of them finite, with the weights of the positions read.
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
-from dynk.kernels.common.products import CHAIN, ONE, PANELS, VECTORS, ZERO, ceil_div, padded, place, tile_pixels
+from dynk.kernels.common.products import CHAIN, PANELS, VECTORS, ceil_div, padded, place, tile_pixels
 from dynk.kernels.deformable.cpu_depthwise import sampled
 from dynk.kernels.deformable.cpu_grad_samples import form_grad_samples, grad_block, groups_of, room_of
 from dynk.kernels.deformable.cpu_points import CORNERS, READS, deform_geometry, is_depthwise, tile_of
@@ -47,7 +47,7 @@ def grad_image_tasks(g):  # type: ignore[no-untyped-def]
     return g.N * groups_of(g) * ceil_div(g.C // groups_of(g), block) * ceil_div(g.H, rows)
 
 
-@embedded
+@inlined
 def grad_image_task(  # type: ignore[no-untyped-def]
     task, grad_out, weight, tables, kernel_offset, data_offset, mask, grad_x, like, geometry
 ):
@@ -64,7 +64,7 @@ def grad_image_task(  # type: ignore[no-untyped-def]
     elements = np.zeros(held * band if g.has_data != 0 else 0, np.float64)
     turned = np.zeros(vector.lanes(like) * min(most, count) if g.has_data != 0 else 0, np.float64)
     masks = np.empty(g.kh * g.kw * PANELS * VECTORS, np.int64)
-    room, plan = room_of(min(most, count), like, g), plan_of(like, ZERO if is_depthwise(g) else ONE, like, ZERO, g)
+    room, plan = room_of(min(most, count), like, g), plan_of(like, 0 if is_depthwise(g) else 1, like, 0, g)
     first, end = _readers(first_row, end_row, g)
     for pixel in range(first, end, tile_pixels(like)):
         tile = tile_of(n, pixel, end, like, g)

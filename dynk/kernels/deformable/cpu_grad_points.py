@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators
-from dynk.kernels.common.products import CHAIN, ONE, VECTORS, ZERO, add_to, ceil_div, padded, place, tile_pixels
+from dynk.kernels.common.products import CHAIN, VECTORS, add_to, ceil_div, padded, place, tile_pixels
 from dynk.kernels.deformable.cpu_depthwise import sampled
 from dynk.kernels.deformable.cpu_grad_samples import form_grad_samples, grad_block, groups_of, room_of
 from dynk.kernels.deformable.cpu_points import (
@@ -42,7 +42,7 @@ def grad_points_tasks(like, g):  # type: ignore[no-untyped-def]
     return g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like))
 
 
-@embedded
+@inlined
 def grad_points_task(  # type: ignore[no-untyped-def]
     task, grad_out, x, weight, tables, kernel_offset, data_offset, mask,
     grad_kernel_offset, grad_data_offset, grad_mask, like, geometry,
@@ -52,7 +52,7 @@ def grad_points_task(  # type: ignore[no-untyped-def]
     of_image, of_scope = grad_data_offset.size + grad_mask.size > 0, grad_kernel_offset.size > 0
     dense, most, channels = not is_depthwise(g), grad_block(g), g.C // groups_of(g)
     tile = tile_of(task // tiles, task % tiles * width, g.Ho * g.Wo, like, g)
-    plan, room = plan_of(like, ONE if dense else ZERO, like, ZERO, g), room_of(most, like, g)
+    plan, room = plan_of(like, 1 if dense else 0, like, 0, g), room_of(most, like, g)
     samples = accumulators(like, most * taps * vector.lanes(like) if of_scope else 0)
     places = np.zeros(taps * width if of_scope and dense else 0, np.int64)
     image_sums, scope_sums = accumulators(like, 3 * taps * width), accumulators(like, 2 * taps * width)
@@ -63,7 +63,7 @@ def grad_points_task(  # type: ignore[no-untyped-def]
         while c < channels:
             channel = group * channels + c
             count = run_of(channel, min(most, channels - c), g)
-            plan_image(plan, tile, data_offset, channel, ZERO, g.H, g)
+            plan_image(plan, tile, data_offset, channel, 0, g.H, g)
             plan_scope(plan, tile, kernel_offset, channel, g)
             if of_image or dense:
                 form_grad_samples(
@@ -77,7 +77,7 @@ def grad_points_task(  # type: ignore[no-untyped-def]
                     _place_rows(plan.scope, tile, VECTORS * vector.lanes(like), vector.lanes(like), places, g)
                 for v in range(tile.vectors):
                     if not reads_as_it_is(tables, tile, g):
-                        form_samples(plan, tile, v, x, mask, channel, count, samples, ZERO, vector.lanes(like), g)
+                        form_samples(plan, tile, v, x, mask, channel, count, samples, 0, vector.lanes(like), g)
                     _add_scope(
                         plan, tile, v, grad_out, x, weight, tables, channel, count, samples, room.columns, places,
                         recent_scope, g,

@@ -9,14 +9,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded, inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.common.products import (
     CHAIN,
-    ONE,
     ROWS,
     VECTORS,
-    ZERO,
     ceil_div,
     load_planes,
     load_rows,
@@ -97,7 +95,7 @@ def form_grad_samples(  # type: ignore[no-untyped-def]
         done += run
 
 
-@embedded
+@borrowing
 def _form_grad_columns(  # type: ignore[no-untyped-def]
     plan, tile, grad_out, weight, group, c, count, room, columns, new_weights, new_grads, g
 ):
@@ -115,13 +113,13 @@ def _form_grad_columns(  # type: ignore[no-untyped-def]
         for v in range(0, tile.vectors, VECTORS):
             for row in range(0, rows, ROWS):
                 multiply(
-                    room.weights, row, ONE, rows, room.grads, place(ZERO, v, many, VECTORS, room.grads), width, many,
-                    min(VECTORS, tile.vectors - v), masks, ZERO, columns,
+                    room.weights, row, 1, rows, room.grads, place(0, v, many, VECTORS, room.grads), width, many,
+                    min(VECTORS, tile.vectors - v), masks, 0, columns,
                     place(row, v, padded(rows), VECTORS, columns), width,
                 )  # fmt: skip
 
 
-@embedded
+@borrowing
 def _form_depthwise(  # type: ignore[no-untyped-def]
     plan, tile, grad_out, weight, tables, kernel_offset, c, count, room, g
 ):
@@ -137,7 +135,7 @@ def _form_depthwise(  # type: ignore[no-untyped-def]
         done += run
 
 
-@embedded
+@borrowing
 def _add_products(tile, v, grad_out, first, outs, c, count, room, g):  # type: ignore[no-untyped-def]
     """Add the gradient that some output channels send to the samples of their channels, of which c is the first."""
     samples, filters, chain = room.samples, room.filters, room.chain

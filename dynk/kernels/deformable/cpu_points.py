@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded, inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
-from dynk.kernels.common.products import ONE, ZERO, ceil_div, tile_pixels
+from dynk.kernels.common.products import ceil_div, tile_pixels
 from dynk.kernels.deformable.geometry import FAR, DeformGeometry
 
 # What `Points.flags` tells of the rows; of the columns these bits are COLUMN times as high.
@@ -108,7 +108,7 @@ def new_points(like, count):  # type: ignore[no-untyped-def]
     )
 
 
-@embedded
+@borrowing
 def place_in_image(tile, data_offset, block, first_row, end_row, points, g):  # type: ignore[no-untyped-def]
     """Set the points of a block of channels in the image.
 
@@ -121,11 +121,11 @@ def place_in_image(tile, data_offset, block, first_row, end_row, points, g):  # 
         if g.has_data != 0:
             start = (((tile.n * g.Gd + block) * taps + t) * 2) * plane + tile.first
             place_axis(
-                data_offset, start, ZERO, tile.rows, down, g.H, ZERO, tile.pixels,
-                points.rows, points.low_y, points.high_y, points.flags, t * width, ONE, points.numbers,
+                data_offset, start, 0, tile.rows, down, g.H, 0, tile.pixels,
+                points.rows, points.low_y, points.high_y, points.flags, t * width, 1, points.numbers,
             )  # fmt: skip
             place_axis(
-                data_offset, start + plane, ZERO, tile.columns, across, g.W, ZERO, tile.pixels,
+                data_offset, start + plane, 0, tile.columns, across, g.W, 0, tile.pixels,
                 points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN_BITS, points.numbers,
             )  # fmt: skip
         else:
@@ -138,7 +138,7 @@ def place_in_image(tile, data_offset, block, first_row, end_row, points, g):  # 
         number_points(points, t * width, tile.pixels, g.W)
 
 
-@embedded
+@borrowing
 def place_in_scope(tile, kernel_offset, block, points, g):  # type: ignore[no-untyped-def]
     """Set the points of a block of channels in the scope of the kernel."""
     width, taps, plane = tile.rows.size, g.kh * g.kw, g.Ho * g.Wo
@@ -148,7 +148,7 @@ def place_in_scope(tile, kernel_offset, block, points, g):  # type: ignore[no-un
         _clear(points, t * width, width)
         place_axis(
             kernel_offset, start, (g.Sh - g.kh) % 2, tile.origin, down, g.Sh, g.clip, tile.pixels,
-            points.rows, points.low_y, points.high_y, points.flags, t * width, ONE, points.numbers,
+            points.rows, points.low_y, points.high_y, points.flags, t * width, 1, points.numbers,
         )  # fmt: skip
         place_axis(
             kernel_offset, start + plane, (g.Sw - g.kw) % 2, tile.origin, across, g.Sw, g.clip, tile.pixels,

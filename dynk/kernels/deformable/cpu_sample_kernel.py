@@ -6,7 +6,7 @@ import numpy as np
 
 from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import load, store
-from dynk.kernels.common.products import ONE, ceil_div
+from dynk.kernels.common.products import ceil_div
 from dynk.kernels.deformable.cpu_points import (
     BELOW,
     COLUMN,
@@ -59,11 +59,11 @@ def _points(kernel_offset, n, block, like, g):  # type: ignore[no-untyped-def]
         start = ((n * g.Gk + block) * taps + t) * 2
         down, across = t // g.kw + ((g.Sh - g.kh) >> 1), t % g.kw + ((g.Sw - g.kw) >> 1)
         place_axis(
-            kernel_offset, start, (g.Sh - g.kh) % 2, origin, down, g.Sh, g.clip, ONE,
-            points.rows, points.low_y, points.high_y, points.flags, t, ONE, points.numbers,
+            kernel_offset, start, (g.Sh - g.kh) % 2, origin, down, g.Sh, g.clip, 1,
+            points.rows, points.low_y, points.high_y, points.flags, t, 1, points.numbers,
         )  # fmt: skip
         place_axis(
-            kernel_offset, start + 1, (g.Sw - g.kw) % 2, origin, across, g.Sw, g.clip, ONE,
+            kernel_offset, start + 1, (g.Sw - g.kw) % 2, origin, across, g.Sw, g.clip, 1,
             points.columns, points.low_x, points.high_x, points.flags, t, COLUMN_BITS, points.numbers,
         )  # fmt: skip
     number_points(points, 0, taps, g.Sw)

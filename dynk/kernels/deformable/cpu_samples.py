@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded, inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
-from dynk.kernels.common.products import CHAIN, VECTORS, ZERO, ceil_div, everywhere, place, tile_pixels
+from dynk.kernels.common.products import CHAIN, VECTORS, ceil_div, everywhere, place, tile_pixels
 from dynk.kernels.deformable.cpu_points import (
     CORNERS,
     READS,
@@ -103,7 +103,7 @@ def plan_scope(plan, tile, kernel_offset, channel, g):  # type: ignore[no-untype
         _share_out(plan, tile, g)
 
 
-@embedded
+@borrowing
 def _share_out(plan, tile, g):  # type: ignore[no-untyped-def]
     """Set with which weight each tap reads each position of the scope."""
     scope, shares, masks = plan.scope, plan.shares, plan.masks
@@ -262,12 +262,12 @@ def form_columns(  # type: ignore[no-untyped-def]
     done = 0
     while done < count:
         run = run_of(channel + done, count - done, g)
-        plan_image(plan, tile, data_offset, channel + done, ZERO, g.H, g)
+        plan_image(plan, tile, data_offset, channel + done, 0, g.H, g)
         plan_scope(plan, tile, kernel_offset, channel + done, g)
         for v in range(tile.vectors):
             to, step = place(done * rows, v, count * rows, panel, columns), panel * size
             if g.has_kernel != 0:
-                form_samples(plan, tile, v, x, mask, channel + done, run, samples, ZERO, size, g)
+                form_samples(plan, tile, v, x, mask, channel + done, run, samples, 0, size, g)
                 for c in range(run):
                     _gather_positions(plan, tile, v, samples, c * taps * size, columns, to + c * rows * step, step, g)
             else:

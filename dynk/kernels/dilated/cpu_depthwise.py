@@ -8,9 +8,9 @@ sums stay in vectors of pixels.
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded, inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, store
-from dynk.kernels.common.products import CHAIN, ONE, PANELS, VECTORS, ZERO, add_to, ceil_div, padded, place, tile_pixels
+from dynk.kernels.common.products import CHAIN, PANELS, VECTORS, add_to, ceil_div, padded, place, tile_pixels
 from dynk.kernels.dilated.cpu_columns import form_columns
 from dynk.kernels.dilated.cpu_rows import parts_of, rows_of, settle, sum_rows
 from dynk.kernels.dilated.cpu_tiles import dilation_geometry, seen_by_tap, tile_of
@@ -35,17 +35,17 @@ def _parts(like, g):  # type: ignore[no-untyped-def]
 @inlined
 def depthwise_tasks(like, geometry):  # type: ignore[no-untyped-def]
     g = dilation_geometry(geometry)
-    rows = rows_of(ONE, geometry, g)
+    rows = rows_of(1, geometry, g)
     if rows > 0:
         return g.N * ceil_div(g.Ho, rows) * parts_of(rows, g)
     return g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like)) * _parts(like, g)
 
 
-@embedded
+@inlined
 def depthwise_task(task, x, weight, mixture, bias, out, like, geometry):  # type: ignore[no-untyped-def]
     """Make some rows of some channels of the output, or where that does not do, a tile of them."""
     g = dilation_geometry(geometry)
-    rows, finite = rows_of(ONE, geometry, g), False
+    rows, finite = rows_of(1, geometry, g), False
     parts = parts_of(rows, g) if rows > 0 else _parts(like, g)
     bands = ceil_div(g.Ho, rows) if rows > 0 else ceil_div(g.Ho * g.Wo, tile_pixels(like))
     n, band, part = task // parts // bands, task // parts % bands, task % parts
@@ -67,7 +67,7 @@ def _sum_columns(  # type: ignore[no-untyped-def]
 ):
     """Make a tile of some channels, before pixel `last`; if `again`, only what was not finite or is not now."""
     g = dilation_geometry(geometry)
-    tile = tile_of(n, first, last, ZERO, g.H, mixture, like, geometry)
+    tile = tile_of(n, first, last, 0, g.H, mixture, like, geometry)
     masks = seen_by_tap(tile, g)
     for c in range(c0, c1, _block(g)):
         count = min(_block(g), c1 - c)
@@ -133,7 +133,7 @@ def depthwise_weight_tasks(like, g):  # type: ignore[no-untyped-def]
     return ceil_div(g.C, _block(g)) * depthwise_shares(like, g)
 
 
-@embedded
+@inlined
 def depthwise_weight_task(  # type: ignore[no-untyped-def]
     task, grad_out, x, mixture, partials, grad_weight, like, geometry
 ):
@@ -148,7 +148,7 @@ def depthwise_weight_task(  # type: ignore[no-untyped-def]
     recent = accumulators(like, count * many * taps * size)
     total = accumulators(like, recent.size)
     for k in range(g.N * tiles * share // shares, g.N * tiles * (share + 1) // shares):
-        tile = tile_of(k // tiles, k % tiles * tile_pixels(like), g.Ho * g.Wo, ZERO, g.H, mixture, like, geometry)
+        tile = tile_of(k // tiles, k % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, mixture, like, geometry)
         form_columns(tile, x, c, count, columns, PANELS * VECTORS, g)
         masks = seen_by_tap(tile, g)
         start = (tile.n * g.O + c * many) * g.Ho * g.Wo + tile.first

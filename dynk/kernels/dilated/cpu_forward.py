@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load
 from dynk.kernels.common.products import (
-    ONE,
     PANELS,
     ROWS,
     VECTORS,
-    ZERO,
     ceil_div,
     everywhere,
     load_rows,
@@ -38,7 +36,7 @@ def forward_tasks(like, g):  # type: ignore[no-untyped-def]
     return g.N * g.groups * blocks * ceil_div(g.Ho * g.Wo, tile_pixels(like))
 
 
-@embedded
+@inlined
 def forward_task(task, x, weight, mixture, bias, out, like, geometry):  # type: ignore[no-untyped-def]
     g = dilation_geometry(geometry)
     size, tiles = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like))
@@ -48,7 +46,7 @@ def forward_task(task, x, weight, mixture, bias, out, like, geometry):  # type: 
     first = task // tiles % blocks * OUTS
     rows, block = min(OUTS, outs - first), block_of(channels, taps)
     o = group * outs + first
-    tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, ZERO, g.H, mixture, like, geometry)
+    tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, mixture, like, geometry)
     columns = accumulators(like, PANELS * VECTORS * size * block * taps)
     weights = accumulators(like, padded(rows) * block * taps + size)
     kept = accumulators(like, ROWS * block * taps)
@@ -70,7 +68,7 @@ def forward_task(task, x, weight, mixture, bias, out, like, geometry):  # type: 
             vector.store_where(out, to + v * size, 1, total, vector.between(0, tile.pixels - v * size))
 
 
-@embedded
+@inlined
 def _multiply_columns(  # type: ignore[no-untyped-def]
     weights, kept, row, columns, channels, v, vectors, finite, masks, totals, rows, g
 ):
@@ -84,7 +82,7 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
     b_at, to = place(0, v, terms, VECTORS, columns), place(row, v, padded(rows), VECTORS, totals)
     at, many = row * terms, min(VECTORS, vectors - v)
     if finite:
-        multiply(weights, at, terms, ONE, columns, b_at, width, terms, many, masks, taps * vectors, totals, to, width)
+        multiply(weights, at, terms, 1, columns, b_at, width, terms, many, masks, taps * vectors, totals, to, width)
         return
     for u in range(many):
         left = vector.between(0, vector.lanes(columns))
@@ -93,9 +91,7 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
             shift = u * vector.lanes(columns)
             which = everywhere(1)
             which[0] = like_first
-            multiply(
-                kept, ZERO, terms, ONE, columns, b_at + shift, width, terms, ONE, which, ZERO, totals, to + shift, width
-            )
+            multiply(kept, 0, terms, 1, columns, b_at + shift, width, terms, 1, which, 0, totals, to + shift, width)
             left &= ~like_first
 
 

@@ -8,14 +8,12 @@ block of channels, or a band of rows of them, goes through all tiles that read i
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded, inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.common.products import (
     CHAIN,
-    ONE,
     ROWS,
     VECTORS,
-    ZERO,
     ceil_div,
     everywhere,
     load_planes,
@@ -86,8 +84,8 @@ def form_grad_columns(  # type: ignore[no-untyped-def]
         for v in range(0, tile.vectors, VECTORS):
             for row in range(0, rows, ROWS):
                 multiply(
-                    weights, row, ONE, rows, grads, place(0, v, many, VECTORS, grads), width, many,
-                    min(VECTORS, tile.vectors - v), masks, ZERO, columns,
+                    weights, row, 1, rows, grads, place(0, v, many, VECTORS, grads), width, many,
+                    min(VECTORS, tile.vectors - v), masks, 0, columns,
                     place(row, v, padded(rows), VECTORS, columns), width,
                 )  # fmt: skip
 
@@ -117,7 +115,7 @@ def grad_x_tasks(g):  # type: ignore[no-untyped-def]
     return g.N * _groups(g) * ceil_div(g.C // _groups(g), block) * ceil_div(g.H, rows)
 
 
-@embedded
+@inlined
 def grad_x_task(task, grad_out, weight, mixture, grad_x, again, like, geometry):  # type: ignore[no-untyped-def]
     """Make a band of rows of some channels; if `again`, only what was not finite or is not now."""
     g = dilation_geometry(geometry)
@@ -192,7 +190,7 @@ def _write_planes(planes, count, band, grad_x, to, again, g):  # type: ignore[no
 # ---- the gradient of the dilations' weights --------------------------------------------------------------------------
 
 
-@embedded
+@inlined
 def grad_shares_task(  # type: ignore[no-untyped-def]
     task, grad_out, x, weight, mixture, grad_dilation_weights, again, like, geometry
 ):
@@ -201,7 +199,7 @@ def grad_shares_task(  # type: ignore[no-untyped-def]
     size, tiles = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like))
     channels, taps = g.C // _groups(g), g.kh * g.kw
     block, n = grad_block(channels, taps), task // tiles
-    tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, ZERO, g.H, mixture, like, geometry)
+    tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, mixture, like, geometry)
     columns = accumulators(like, tile_pixels(like) * padded(block * taps))
     weights, grads = accumulators(like, weights_size(block, like, g)), accumulators(like, grads_size(like, g))
     sums = accumulators(like, tile.vectors * g.D * size)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded, inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, store
-from dynk.kernels.common.products import CHAIN, ONE, add_to, ceil_div
+from dynk.kernels.common.products import CHAIN, add_to, ceil_div
 from dynk.kernels.dilated.cpu_rows import (
     PACK,
     TASKS,
@@ -53,7 +53,7 @@ def grad_x_rows_tasks(geometry, g):  # type: ignore[no-untyped-def]
     return g.N * ceil_div(g.H, rows) * parts_of(rows, g) if rows > 0 else 0
 
 
-@embedded
+@inlined
 def grad_x_rows_task(task, grad_out, weight, mixture, grad_x, like, geometry):  # type: ignore[no-untyped-def]
     """Make some rows of some channels of the image's gradient."""
     g = dilation_geometry(geometry)
@@ -136,7 +136,7 @@ def _write_sums(band, sums, at, out, plane, g):  # type: ignore[no-untyped-def]
 @inlined
 def _grad_share_rows(geometry, g):  # type: ignore[no-untyped-def]
     """Return how many rows of the gradient of the dilations' weights a task makes, of all channels, or 0."""
-    return min(rows_of(ONE, geometry, g), max(LEAST_ROWS, ceil_div(g.N * g.Ho, SHARE_TASKS)))
+    return min(rows_of(1, geometry, g), max(LEAST_ROWS, ceil_div(g.N * g.Ho, SHARE_TASKS)))
 
 
 @inlined
@@ -145,7 +145,7 @@ def grad_share_rows_tasks(geometry, g):  # type: ignore[no-untyped-def]
     return g.N * ceil_div(g.Ho, rows) if rows > 0 else 0
 
 
-@embedded
+@inlined
 def grad_share_rows_task(task, grad_out, x, weight, grad_shares, like, geometry):  # type: ignore[no-untyped-def]
     """Make some rows of the gradient of the dilations' weights."""
     g = dilation_geometry(geometry)
@@ -198,10 +198,10 @@ def _add_products(band, grad_out, plane, image, shifts, kernel, sums, g):  # typ
 def grad_weight_rows_tasks(geometry, g):  # type: ignore[no-untyped-def]
     """Return among how many tasks the channels are shared out, or 0."""
     many = min(ceil_div(g.C, TASKS), max(1, SUMS // (g.O // g.C * g.kh * g.kw)))
-    return ceil_div(g.C, many) if rows_of(ONE, geometry, g) > 0 else 0
+    return ceil_div(g.C, many) if rows_of(1, geometry, g) > 0 else 0
 
 
-@embedded
+@inlined
 def grad_weight_rows_task(task, grad_out, x, mixture, grad_weight, like, geometry):  # type: ignore[no-untyped-def]
     """Make the gradient of some channels' weights."""
     g = dilation_geometry(geometry)
@@ -215,7 +215,7 @@ def grad_weight_rows_task(task, grad_out, x, mixture, grad_weight, like, geometr
 def _make_grad_weight(masked, c0, c1, grad_out, x, mixture, grad_weight, like, geometry, g):  # type: ignore[no-untyped-def]
     """Write the sums; return whether all are finite. If `masked`, what is not read is left out, not multiplied by 0."""
     around, size, many, taps = halo(geometry, g), vector.lanes(like), g.O // g.C, g.kh * g.kw
-    bands, padded = ceil_div(g.Ho, rows_of(ONE, geometry, g)), ceil_div(taps, 9) * 9
+    bands, padded = ceil_div(g.Ho, rows_of(1, geometry, g)), ceil_div(taps, 9) * 9
     shifts = np.empty(g.D * padded, np.int64)
     recent = accumulators(like, (c1 - c0) * many * padded * size)
     sums = accumulators(like, recent.size)

@@ -8,15 +8,13 @@ are shared out depends on the shape alone.
 from __future__ import annotations
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.common.products import (
     CHAIN,
-    ONE,
     PANELS,
     ROWS,
     VECTORS,
-    ZERO,
     add_to,
     ceil_div,
     everywhere,
@@ -55,7 +53,7 @@ def grad_weight_tasks(like, g):  # type: ignore[no-untyped-def]
     return _blocks(g) * shares_of(like, g)
 
 
-@embedded
+@inlined
 def grad_weight_task(  # type: ignore[no-untyped-def]
     task, grad_out, x, mixture, partials, grad_weight, like, geometry
 ):
@@ -77,7 +75,7 @@ def grad_weight_task(  # type: ignore[no-untyped-def]
     recent = accumulators(like, panels * VECTORS * size * rows)
     total = accumulators(like, recent.size)
     for k in range(g.N * tiles * share // shares, g.N * tiles * (share + 1) // shares):
-        tile = tile_of(k // tiles, k % tiles * tile_pixels(like), g.Ho * g.Wo, ZERO, g.H, mixture, like, geometry)
+        tile = tile_of(k // tiles, k % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, mixture, like, geometry)
         form_columns(tile, x, group * channels + c, count, columns, PANELS * VECTORS, g)
         start = (tile.n * g.O + group * outs + first) * g.Ho * g.Wo + tile.first
         finite = transpose_planes(grad_out, start, g.Ho * g.Wo, many, tile.pixels, grads)
@@ -95,7 +93,7 @@ def grad_weight_task(  # type: ignore[no-untyped-def]
                 store(partials, share * grad_weight.size + to + k, value)
 
 
-@embedded
+@inlined
 def _multiply_columns(  # type: ignore[no-untyped-def]
     tile, columns, count, grads, kept, finite, vectors, sums, rows, g
 ):
@@ -110,8 +108,8 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
         for v in range(0, vectors, VECTORS):
             for row in range(0, count * taps, ROWS):
                 multiply(
-                    columns, row * width, width, ONE, grads, place(0, v, width, VECTORS, grads), panel, tile.pixels,
-                    min(VECTORS, vectors - v), masks, ZERO, sums, place(row, v, rows, VECTORS, sums), panel,
+                    columns, row * width, width, 1, grads, place(0, v, width, VECTORS, grads), panel, tile.pixels,
+                    min(VECTORS, vectors - v), masks, 0, sums, place(row, v, rows, VECTORS, sums), panel,
                 )  # fmt: skip
         return
     for t in range(taps):
@@ -120,8 +118,8 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
             for row in range(0, count, ROWS):
                 k = row * taps + t
                 multiply(
-                    columns, k * width, taps * width, ONE, kept, place(0, v, width, VECTORS, kept), panel, tile.pixels,
-                    min(VECTORS, vectors - v), masks, ZERO, sums, place(k, v, rows, VECTORS, sums), taps * panel,
+                    columns, k * width, taps * width, 1, kept, place(0, v, width, VECTORS, kept), panel, tile.pixels,
+                    min(VECTORS, vectors - v), masks, 0, sums, place(k, v, rows, VECTORS, sums), taps * panel,
                 )  # fmt: skip
 
 

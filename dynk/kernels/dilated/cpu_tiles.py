@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, embedded, inlined
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load
 from dynk.kernels.common.products import VECTORS, ceil_div, everywhere, tile_pixels
 from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, DilationGeometry
@@ -104,7 +104,7 @@ def tile_of(n, first, end, first_row, end_row, mixture, like, geometry):  # type
     return tile
 
 
-@embedded
+@borrowing
 def _mask_segment(tile, v, first, end, y, x, first_row, end_row, geometry):  # type: ignore[no-untyped-def]
     """Add the lanes from `first` to `end`, which are in row y of the output and whose column is x + lane."""
     g = dilation_geometry(geometry)
@@ -121,7 +121,7 @@ def _mask_segment(tile, v, first, end, y, x, first_row, end_row, geometry):  # t
             tile.columns[(v * g.D + d) * g.kw + j] |= vector.between(max(first, left), min(end, right))
 
 
-@embedded
+@borrowing
 def _weigh(tile, mixture, g):  # type: ignore[no-untyped-def]
     """Set what each dilation counts at each pixel."""
     size, plane = tile.anchors.size // tile.vectors, g.Ho * g.Wo
