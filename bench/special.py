@@ -20,6 +20,7 @@ from bench.devices import Cpu, Cuda
 from bench.peers import PREALLOCATED, contenders, tensor
 from bench.registry import Call, Case, Problem, cases
 from bench.timing import Clock, Samples, interleave, sample
+from dynk.kernels.common.run_cpu import kernel_of
 
 _TINY = Case("ddf", "overhead of a call", "1x1x2x2, k = 2", ((1, 1, 2, 2), (1, 1, 2, 2, 2, 2), (1, 1, 2, 2)))
 Row = dict[str, Any]
@@ -56,7 +57,7 @@ def overhead(device: Cpu | Cuda, direction: str, rounds: int) -> Row:
 
 def _kernel(problem: Problem) -> Call:
     plan, op = _TINY.plan, _TINY.op
-    kernel = getattr(op.launchers("cpu"), f"{op.launcher}_{problem.direction}")
+    kernel = kernel_of(op, problem.direction, plan)
     inputs = problem.arrays if problem.direction == "forward" else (problem.grad_out, *problem.arrays)
     outputs = [np.zeros(shape, np.float32) for shape in problem.results.values()]
     flat = [array.reshape(-1) for array in (*inputs, *outputs)]

@@ -20,9 +20,10 @@ import re, numba
 from dynk.kernels.deformable import cpu
 array = numba.types.Array(numba.types.float32, 1, "C")
 signature = (array,) * 7 + (numba.types.int64[::1], numba.types.float64[::1])
-cpu.deformable_conv2d_forward.compile(signature)
-code = cpu.deformable_conv2d_forward.inspect_asm(signature)
-print(len(re.findall(PATTERN, code)), len(re.findall(r"vpermps[^\\n]*%zmm", code)))
+for kernel in cpu.deformable_dense_forward, cpu.deformable_depthwise_forward:
+    kernel.compile(signature)
+    code = kernel.inspect_asm(signature)
+    print(len(re.findall(PATTERN, code)), len(re.findall(r"vpermps[^\\n]*%zmm", code)))
 """
 
 
@@ -34,8 +35,10 @@ def test_kernels_multiply_and_look_up_whole_vectors(tmp_path):
     if machine == "x86_64" and "+fma" not in features:
         pytest.skip("this processor has no fused multiply-add")
     # Compiled anew: Numba keeps no assembly with what it takes from its cache.
-    fused, looked_up = map(int, run(f"PATTERN = {FUSED[machine]!r}\n{COUNT}", NUMBA_CACHE_DIR=str(tmp_path)).split())
-    assert fused >= 8 * 3 + 8 + 2 * 5  # products of matrices, of whole panels and of single vectors; two kernels' taps
+    found = run(f"PATTERN = {FUSED[machine]!r}\n{COUNT}", NUMBA_CACHE_DIR=str(tmp_path)).split()
+    dense, _, depthwise, looked_up = map(int, found)
+    assert dense >= 8 * 3 + 8  # products of matrices, of whole panels and of single vectors
+    assert depthwise >= 2 * 5  # two kernels' taps
     if machine == "x86_64" and "+avx512f" in features:
         assert looked_up >= 2 * 4  # four neighbours in two kernels
 

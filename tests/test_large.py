@@ -33,7 +33,7 @@ from emulated import EmulatedCupy, EmulatedNumba
 from dynk._operator import Plan, operators
 from dynk.kernels.common import cuda_launch
 from dynk.kernels.common.dtypes import STORAGE
-from dynk.kernels.common.run_cpu import arrays_read
+from dynk.kernels.common.run_cpu import arrays_read, kernel_of
 from dynk.kernels.deformable import cupy_raw_call, cupy_raw_gather
 from dynk.testing import Call, assert_close, rounded
 
@@ -173,7 +173,7 @@ def test_cpu(case: str) -> None:
     out = call.output(call.last.plan.out_shape)
 
     def run(direction: str, inputs: list[Any], outputs: list[Any]) -> None:
-        kernel = of_last_tasks(getattr(call.op.launchers("cpu"), f"{call.op.launcher}_{direction}"))
+        kernel = of_last_tasks(kernel_of(call.op, direction, call.plan))
         absent = sparse((0,), call.plan.dtype)
         results = [absent if array is None else array.reshape(-1) for array in outputs]
         given = arrays_read(call.op, direction, tuple(inputs), absent)

@@ -29,7 +29,7 @@ from dynk._operator import Operator, Options, Plan, Shape
 from dynk.kernels.common import threads
 from dynk.kernels.common.compile import serial
 from dynk.kernels.common.dtypes import INTEGERS, ITEMSIZE
-from dynk.kernels.common.run_cpu import kernel_inputs
+from dynk.kernels.common.run_cpu import kernel_inputs, kernel_of
 from dynk_jax import _native, _python
 
 PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}  # JAX's name of a platform: XLA's
@@ -182,10 +182,11 @@ def _lower(context: Any, *operands: Any, call: Call, platform: str) -> Any:
     # In an empty context: a request in force while lowering is no request made when the call was traced.
     runner = contextvars.Context().run(_dispatch.choose, op.name, op, platform, plan.dtype, call.backend)
     if runner.NAME == "cpu" and not config.DISABLE_JIT:  # type: ignore[attr-defined]
-        target = f"dynk_{op.launcher}_{call.direction}_{plan.dtype}"
+        kernel = kernel_of(op, call.direction, plan)
+        target = f"dynk_{kernel.__name__}_{plan.dtype}"
         slots = _kernel_slots(call, [aval.dtype.name for aval in context.avals_in])
         attributes: dict[str, Any] = {"geometry": plan.geometry_array, "reals": plan.reals_array, "slots": slots}
-        make: Callable[[], Any] = partial(_native_handler, call, plan.dtype)
+        make: Callable[[], Any] = partial(_native_handler, kernel, call, plan.dtype)
     else:
         target = f"dynk_{op.name}_{call.direction}_{runner.NAME}"
         attributes = {"options": repr(plan.options), "slots": _slots(call)}
@@ -229,20 +230,19 @@ def _place(name: str, names: tuple[str, ...]) -> int:
     return names.index(name) if name in names else -1
 
 
-def _kernel(call: Call) -> Any:
-    """Return the CPU kernel; without threads where they cannot bear concurrent callers, as XLA's threads are.
+def _for_xla(kernel: Any) -> Any:
+    """Return a CPU kernel; without threads where they cannot bear concurrent callers, as XLA's threads are.
 
     Nor where JAX sees several devices in the CPU: they run side by side already, and TBB called from the
     threads of each can hang when the process ends.
     """
-    kernel = getattr(call.op.launchers("cpu"), f"{call.op.launcher}_{call.direction}")
     alone = len(jax.local_devices(backend="cpu")) == 1
     return kernel if alone and threads.mode() == threads.PARALLEL else serial(kernel)
 
 
-def _native_handler(call: Call, dtype: str) -> Any:
+def _native_handler(kernel: Any, call: Call, dtype: str) -> Any:
     inputs = ["int32" if words else dtype for _, words in kernel_inputs(call.op, call.direction)]
-    return _native.handler(_kernel(call), len(inputs), (*inputs, *(dtype for _ in _result_slots(call))))
+    return _native.handler(_for_xla(kernel), len(inputs), (*inputs, *(dtype for _ in _result_slots(call))))
 
 
 for _platform in PLATFORMS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import FunctionType
@@ -44,6 +45,13 @@ def borrowing(function: Callable[..., Any]) -> Any:
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel's entry point, parallel over its `prange` loops and cached on disk where there is a place."""
     return _cached(function, parallel=True)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Stands for the kernels of which the geometry of a call chooses one, so that no other is compiled."""
+
+    kernel_for: Callable[[Any], Any]
 
 
 @cache

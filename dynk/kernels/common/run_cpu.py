@@ -1,21 +1,21 @@
 """Runs calls on the Numba CPU kernels.
 
-Every kernel of a family's `cpu.py` takes flat C-contiguous arrays of one storage type, its inputs then its outputs,
-with an empty array where one is absent, then the plan's geometry (int64) and reals (float64). An input that may hold
-integers is taken twice, as floats and as the 32-bit words of its integers, one of them empty: a kernel is compiled once
-whatever it holds.
+`<launcher>_<direction>` of a family's `cpu.py` is a kernel, or a `Choice` of them. A kernel takes flat C-contiguous
+arrays of one storage type, its inputs then its outputs, with an empty array where one is absent, then the plan's
+geometry (int64) and reals (float64). An input that may hold integers is taken twice, as floats and as the 32-bit words
+of its integers, one of them empty: a kernel is compiled once whatever it holds.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 
 from dynk._operator import Operator, Plan
 from dynk.kernels.common import threads
-from dynk.kernels.common.compile import serial
+from dynk.kernels.common.compile import Choice, serial
 from dynk.kernels.common.dtypes import FLOATS, INTEGERS, STORAGE
 
 NAME = "cpu"
@@ -68,9 +68,11 @@ def arrays_read(op: Operator, direction: str, inputs: tuple[Any, ...], absent: A
     return arrays
 
 
-@cache
-def _kernel(op: Operator, direction: str) -> Any:
-    return getattr(op.launchers(LAUNCHERS), f"{op.launcher}_{direction}")
+@lru_cache(maxsize=4096)
+def kernel_of(op: Operator, direction: str, plan: Plan) -> Any:
+    """Return the kernel of a call."""
+    found = getattr(op.launchers(LAUNCHERS), f"{op.launcher}_{direction}")
+    return found.kernel_for(plan.geometry) if isinstance(found, Choice) else found
 
 
 def run(
@@ -84,7 +86,7 @@ def run(
 ) -> None:
     """Run `<launcher>_<direction>` and write its results to `outputs`, of which None is not wanted."""
     op.check_inputs(direction, plan, inputs)
-    kernel = _kernel(op, direction)
+    kernel = kernel_of(op, direction, plan)
     absent = _ABSENT[plan.dtype]
     if op.integers:
         read = arrays_read(op, direction, inputs, absent)

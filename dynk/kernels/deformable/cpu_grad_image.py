@@ -15,7 +15,7 @@ from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.common.products import CHAIN, PANELS, VECTORS, ceil_div, padded, place, tile_pixels
 from dynk.kernels.deformable.cpu_depthwise import sampled
-from dynk.kernels.deformable.cpu_grad_samples import form_grad_samples, grad_block, groups_of, room_of
+from dynk.kernels.deformable.cpu_grad_samples import grad_block, groups_of, room_of
 from dynk.kernels.deformable.cpu_points import CORNERS, READS, deform_geometry, is_depthwise, tile_of
 from dynk.kernels.deformable.cpu_samples import forget, plan_image, plan_of, plan_scope, run_of
 from dynk.kernels.deformable.cpu_tables import reads_as_it_is, spread_grads
@@ -49,7 +49,7 @@ def grad_image_tasks(g):  # type: ignore[no-untyped-def]
 
 @inlined
 def grad_image_task(  # type: ignore[no-untyped-def]
-    task, grad_out, weight, tables, kernel_offset, data_offset, mask, grad_x, like, geometry
+    task, form, grad_out, weight, tables, kernel_offset, data_offset, mask, grad_x, like, geometry
 ):
     g = deform_geometry(geometry)
     channels, most = g.C // groups_of(g), grad_block(g)
@@ -76,9 +76,7 @@ def grad_image_task(  # type: ignore[no-untyped-def]
         for k in range(0, 0 if reads_as_it_is(tables, tile, g) else count, most):
             many, channel = min(most, count - k), group * channels + c + k
             new = pixel == first or count > most
-            form_grad_samples(
-                plan, tile, grad_out, weight, tables, kernel_offset, group, c + k, many, room, new, k == 0, g
-            )
+            form(plan, tile, grad_out, weight, tables, kernel_offset, group, c + k, many, room, new, k == 0, g)
             done = 0
             while done < many:
                 run = run_of(channel + done, many - done, g)

@@ -13,7 +13,7 @@ from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.common.products import CHAIN, VECTORS, add_to, ceil_div, padded, place, tile_pixels
 from dynk.kernels.deformable.cpu_depthwise import sampled
-from dynk.kernels.deformable.cpu_grad_samples import form_grad_samples, grad_block, groups_of, room_of
+from dynk.kernels.deformable.cpu_grad_samples import grad_block, groups_of, room_of
 from dynk.kernels.deformable.cpu_points import (
     BELOW,
     COLUMN,
@@ -44,7 +44,7 @@ def grad_points_tasks(like, g):  # type: ignore[no-untyped-def]
 
 @inlined
 def grad_points_task(  # type: ignore[no-untyped-def]
-    task, grad_out, x, weight, tables, kernel_offset, data_offset, mask,
+    task, form, grad_out, x, weight, tables, kernel_offset, data_offset, mask,
     grad_kernel_offset, grad_data_offset, grad_mask, like, geometry,
 ):  # fmt: skip
     g = deform_geometry(geometry)
@@ -66,9 +66,7 @@ def grad_points_task(  # type: ignore[no-untyped-def]
             plan_image(plan, tile, data_offset, channel, 0, g.H, g)
             plan_scope(plan, tile, kernel_offset, channel, g)
             if of_image or dense:
-                form_grad_samples(
-                    plan, tile, grad_out, weight, tables, kernel_offset, group, c, count, room, True, c == 0, g
-                )
+                form(plan, tile, grad_out, weight, tables, kernel_offset, group, c, count, room, True, c == 0, g)
             if of_image:
                 for v in range(tile.vectors):
                     _add_image(plan, tile, v, x, mask, channel, count, room.samples, recent_image, g)

@@ -70,16 +70,13 @@ def room_of(block, like, g):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def form_grad_samples(  # type: ignore[no-untyped-def]
+def form_dense(  # type: ignore[no-untyped-def]
     plan, tile, grad_out, weight, tables, kernel_offset, group, c, count, room, new_weights, new_grads, g
 ):
     """Form the gradient of the samples of `count` channels from channel c of a group on.
 
     Unless they are new, the room holds the weights and grad_out of the last call, where that was all of them.
     """
-    if is_depthwise(g):
-        _form_depthwise(plan, tile, grad_out, weight, tables, kernel_offset, c, count, room, g)
-        return
     columns = room.columns if g.has_kernel != 0 else room.samples
     _form_grad_columns(plan, tile, grad_out, weight, group, c, count, room, columns, new_weights, new_grads, g)
     taps, rows, channel, done = g.kh * g.kw, rows_of(g), group * (g.C // g.groups) + c, 0
@@ -120,9 +117,10 @@ def _form_grad_columns(  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _form_depthwise(  # type: ignore[no-untyped-def]
-    plan, tile, grad_out, weight, tables, kernel_offset, c, count, room, g
+def form_depthwise(  # type: ignore[no-untyped-def]
+    plan, tile, grad_out, weight, tables, kernel_offset, group, c, count, room, new_weights, new_grads, g
 ):
+    """Form the gradient of the samples of `count` channels from channel c on."""
     many, done = g.O // g.C, 0
     while done < count:
         run = run_of(c + done, count - done, g)

@@ -17,6 +17,7 @@ from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.common.products import ceil_div, tile_pixels
+from dynk.kernels.deformable import geometry
 from dynk.kernels.deformable.geometry import FAR, DeformGeometry
 
 # What `Points.flags` tells of the rows; of the columns these bits are COLUMN times as high.
@@ -70,10 +71,7 @@ def deform_geometry(a):  # type: ignore[no-untyped-def]
     )  # fmt: skip
 
 
-@borrowing
-def is_depthwise(g):  # type: ignore[no-untyped-def]
-    """Return whether each channel is convolved by itself; blocks of channels then take no heed of groups."""
-    return g.groups == g.C
+is_depthwise = borrowing(geometry.is_depthwise)
 
 
 @inlined

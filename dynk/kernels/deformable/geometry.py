@@ -66,6 +66,11 @@ class DeformGeometry(NamedTuple):
     has_bias: int
 
 
+def is_depthwise(g: DeformGeometry) -> bool:
+    """Return whether each channel is convolved by itself; blocks of channels then take no heed of groups."""
+    return g.groups == g.C
+
+
 class SampleGeometry(NamedTuple):
     """weight (O, I, Sh, Sw); kernel_offset (N, Gk, kh, kw, 2), of which output channel o has block o // (O // Gk)."""
 

@@ -101,7 +101,7 @@ def _output(  # type: ignore[no-untyped-def]
 
 @borrowing
 def form_depthwise_grad_columns(tile, grad_out, weight, channel, count, columns, g):  # type: ignore[no-untyped-def]
-    """Form the gradient of the columns of some channels, as `form_grad_columns` does."""
+    """Form the gradient of the columns of some channels, as `form_dense` does."""
     size, taps, many = vector.lanes(columns), g.kh * g.kw, g.O // g.C
     rows = padded(count * taps)
     for c in range(count):

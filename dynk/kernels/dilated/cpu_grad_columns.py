@@ -23,6 +23,7 @@ from dynk.kernels.common.products import (
     place,
     tile_pixels,
 )
+from dynk.kernels.dilated import geometry as of_geometry
 from dynk.kernels.dilated.cpu_depthwise import form_depthwise_grad_columns
 from dynk.kernels.dilated.cpu_rows import settle
 from dynk.kernels.dilated.cpu_tiles import dilation_geometry, masks_of, starts_of, tap_row, tile_of
@@ -32,10 +33,7 @@ TERMS = 144  # rows of columns whose gradient is formed at once, about
 PLANES = 2**19  # numbers of the image's gradient that a task holds, at most, but for a single row of a single channel
 
 
-@borrowing
-def is_depthwise(g):  # type: ignore[no-untyped-def]
-    """Return whether each channel is convolved by itself; blocks of channels then take no heed of groups."""
-    return g.groups == g.C
+is_depthwise = borrowing(of_geometry.is_depthwise)
 
 
 @borrowing
@@ -61,16 +59,13 @@ def grads_size(like, g):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def form_grad_columns(  # type: ignore[no-untyped-def]
+def form_dense(  # type: ignore[no-untyped-def]
     tile, grad_out, weight, group, c, count, weights, grads, columns, new_weights, new_grads, g
 ):
-    """Form the gradient of the columns of `count` channels from channel c of a group on; of all, where depth-wise.
+    """Form the gradient of the columns of `count` channels from channel c of a group on.
 
     Unless they are new, `weights` and `grads` hold what the last call copied, where that was all of them.
     """
-    if is_depthwise(g):
-        form_depthwise_grad_columns(tile, grad_out, weight, c, count, columns, g)
-        return
     taps, outs, width = g.kh * g.kw, g.O // g.groups, VECTORS * vector.lanes(columns)
     rows, masks = count * taps, everywhere(VECTORS)
     fill(columns, 0)
@@ -88,6 +83,14 @@ def form_grad_columns(  # type: ignore[no-untyped-def]
                     min(VECTORS, tile.vectors - v), masks, 0, columns,
                     place(row, v, padded(rows), VECTORS, columns), width,
                 )  # fmt: skip
+
+
+@borrowing
+def form_depthwise(  # type: ignore[no-untyped-def]
+    tile, grad_out, weight, group, c, count, weights, grads, columns, new_weights, new_grads, g
+):
+    """Form the gradient of the columns of `count` channels from channel c on."""
+    form_depthwise_grad_columns(tile, grad_out, weight, c, count, columns, g)
 
 
 # ---- the gradient of the image ---------------------------------------------------------------------------------------
@@ -116,8 +119,11 @@ def grad_x_tasks(g):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def grad_x_task(task, grad_out, weight, mixture, grad_x, again, like, geometry):  # type: ignore[no-untyped-def]
-    """Make a band of rows of some channels; if `again`, only what was not finite or is not now."""
+def grad_x_task(task, form, grad_out, weight, mixture, grad_x, again, like, geometry):  # type: ignore[no-untyped-def]
+    """Make a band of rows of some channels; if `again`, only what was not finite or is not now.
+
+    `form` is the function that forms the gradient of the columns.
+    """
     g = dilation_geometry(geometry)
     channels, taps = g.C // _groups(g), g.kh * g.kw
     block, rows = _block_and_rows(g)
@@ -133,7 +139,7 @@ def grad_x_task(task, grad_out, weight, mixture, grad_x, again, like, geometry):
     for pixel in range(first, end, tile_pixels(like)):
         tile = tile_of(n, pixel, end, first_row, end_row, mixture, like, geometry)
         is_first = pixel == first
-        form_grad_columns(tile, grad_out, weight, group, c, count, weights, grads, columns, is_first, True, g)
+        form(tile, grad_out, weight, group, c, count, weights, grads, columns, is_first, True, g)
         for v in range(tile.vectors):
             for k in range(taps * g.D):
                 _spread(tile, v, k // g.D, k % g.D, columns, count, planes, k // CHAIN, first_row, band, g)
@@ -190,11 +196,16 @@ def _write_planes(planes, count, band, grad_x, to, again, g):  # type: ignore[no
 # ---- the gradient of the dilations' weights --------------------------------------------------------------------------
 
 
+@borrowing
+def grad_shares_tasks(like, g):  # type: ignore[no-untyped-def]
+    return g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like))
+
+
 @inlined
 def grad_shares_task(  # type: ignore[no-untyped-def]
-    task, grad_out, x, weight, mixture, grad_dilation_weights, again, like, geometry
+    task, form, grad_out, x, weight, mixture, grad_dilation_weights, again, like, geometry
 ):
-    """Sum over all channels and taps at the pixels of a tile, `again` as `grad_x_task`."""
+    """Sum over all channels and taps at the pixels of a tile, `form` and `again` as for `grad_x_task`."""
     g = dilation_geometry(geometry)
     size, tiles = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like))
     channels, taps = g.C // _groups(g), g.kh * g.kw
@@ -206,7 +217,7 @@ def grad_shares_task(  # type: ignore[no-untyped-def]
     for group in range(_groups(g)):
         for c in range(0, channels, block):
             count = min(block, channels - c)
-            form_grad_columns(tile, grad_out, weight, group, c, count, weights, grads, columns, True, c == 0, g)
+            form(tile, grad_out, weight, group, c, count, weights, grads, columns, True, c == 0, g)
             for v in range(tile.vectors):
                 for d in range(0, g.D - 2, 3):
                     _add_shares(tile, v, x, group * channels + c, count, columns, sums, (d, d + 1, d + 2), g)

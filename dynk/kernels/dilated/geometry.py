@@ -47,6 +47,11 @@ class DilationGeometry(NamedTuple):
     dilation_w7: int
 
 
+def is_depthwise(g: DilationGeometry) -> bool:
+    """Return whether each channel is convolved by itself; blocks of channels then take no heed of groups."""
+    return g.groups == g.C
+
+
 # Where the steps of the candidates start in the geometry.
 DILATIONS_H = DilationGeometry._fields.index("dilation_h0")
 DILATIONS_W = DilationGeometry._fields.index("dilation_w0")
