@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ import pytest
 
 import dynk
 from dynk._operator import FAMILIES, operators
-from dynk.kernels.common import compile as kernels_compile
 from dynk.kernels.common import numeric
 from dynk.kernels.common.compile import kernel
 
@@ -133,73 +131,6 @@ def test_stores_round_to_nearest_even(name):
     for stored in _compiled_and_plain(_store_all, values, np.empty(values.size, storage)):
         np.testing.assert_array_equal(stored.view(np.uint16)[number], expected.view(np.uint16)[number])
         assert np.isnan(stored.view(dtype)[~number].astype(np.float32)).all()
-
-
-# ---- the code cache --------------------------------------------------------------------------------------------------
-
-
-def _copy(tmp_path: Path) -> Path:
-    shutil.copytree(PACKAGE, tmp_path / "site" / "dynk", ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path / "site"
-
-
-def test_an_edit_to_a_helper_in_another_file_is_not_hidden_by_the_cache(tmp_path):
-    site, cache = _copy(tmp_path), {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), **QUICK}
-    code = "import numpy as np, dynk; print(dynk.ddf(np.ones((1, 1, 1, 1)), None, np.ones((1, 1, 1, 1)))[0, 0, 0, 0])"
-    count_hits = (
-        f"{code}\nfrom dynk.kernels.decoupled import cpu\nprint(sum(cpu.ddf_forward.stats.cache_hits.values()))"
-    )
-    assert run(code, site, **cache).split() == ["1.0"]
-    assert run(count_hits, site, **cache).split() == ["1.0", "1"]
-    helper = site / "dynk" / "kernels" / "common" / "vector_llvm.py"
-    source = helper.read_text()
-    plain = "return builder.select(_bits(builder, values[0], values[1].type.count), *values[1:])"
-    assert source.count(plain) == 1
-    helper.write_text(source.replace(plain, "return values[2]"))  # no tap counts near a border
-    assert run(count_hits, site, **cache).split() == ["0.0", "0"]
-
-
-def test_a_numba_without_the_known_cache_runs_uncached(monkeypatch):
-    def one():
-        return 1
-
-    class Unknown:
-        py_func = one
-        _cache = object()
-
-    made = []
-
-    def njit(**options):
-        made.append(options)
-        return lambda function: Unknown() if options.get("cache") else function
-
-    monkeypatch.setattr(kernels_compile, "njit", njit)
-    assert kernel(one) is one
-    assert "cache" not in made[-1]
-
-
-def test_works_where_nothing_can_be_written(tmp_path):
-    site = _copy(tmp_path)
-    # Stands in for a read-only installation also where the tests run as root.
-    code = f"""
-import os
-from numba.core import caching
-def refuse(self, *args, **kwargs):
-    raise OSError("read-only file system")
-caching._CacheLocator.ensure_cache_path = refuse
-{CALL}
-call()
-from dynk.kernels.decoupled import cpu
-assert "Null" in type(cpu.ddf_forward._cache).__name__
-"""
-    for path in sorted(site.rglob("*"), reverse=True):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    try:
-        run(code, site, HOME=str(tmp_path / "none"), XDG_CACHE_HOME=str(tmp_path / "none"), **QUICK)
-        assert not list(site.rglob("*.nbi"))
-    finally:
-        for path in (site, *site.rglob("*")):
-            path.chmod(0o755)
 
 
 # ---- vectors ---------------------------------------------------------------------------------------------------------
