@@ -87,18 +87,17 @@ def deformable_dense_backward(  # type: ignore[no-untyped-def]
     grad_x, grad_weight, grad_kernel_offset, grad_data_offset, grad_mask, grad_bias, geometry, reals,
 ):  # fmt: skip
     g = deform_geometry(geometry)
-    like = accumulators(x, 0)
-    tables = tables_of(weight, like, g)
+    like, no_tables = accumulators(x, 0), accumulators(x, 0)
     if grad_x.size > 0:
         for task in prange(grad_image_tasks(g)):
             grad_image_task(
-                np.int64(task), form_dense, grad_out, weight, tables, kernel_offset, data_offset, mask, grad_x, like,
+                np.int64(task), form_dense, grad_out, weight, no_tables, kernel_offset, data_offset, mask, grad_x, like,
                 geometry,
             )  # fmt: skip
     if grad_kernel_offset.size + grad_data_offset.size + grad_mask.size > 0:
         for task in prange(grad_points_tasks(like, g)):
             grad_points_task(
-                np.int64(task), form_dense, grad_out, x, weight, tables, kernel_offset, data_offset, mask,
+                np.int64(task), form_dense, grad_out, x, weight, no_tables, kernel_offset, data_offset, mask,
                 grad_kernel_offset, grad_data_offset, grad_mask, like, geometry,
             )  # fmt: skip
     if grad_weight.size > 0:

@@ -28,7 +28,6 @@ HIGH = 8  # there is a high position
 BELOW = 16  # there is no position below the point
 COLUMN = 32
 
-COLUMN_BITS = np.int64(COLUMN)
 READS = READ + READ * COLUMN
 MOVED = (MOVES + READ * COLUMN, READ + MOVES * COLUMN)  # where the derivatives by row and by column are
 CORNERS = (LOW + LOW * COLUMN, LOW + HIGH * COLUMN, HIGH + LOW * COLUMN, HIGH + HIGH * COLUMN)
@@ -124,7 +123,7 @@ def place_in_image(tile, data_offset, block, first_row, end_row, points, g):  # 
             )  # fmt: skip
             place_axis(
                 data_offset, start + plane, 0, tile.columns, across, g.W, 0, tile.pixels,
-                points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN_BITS, points.numbers,
+                points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN, points.numbers,
             )  # fmt: skip
         else:
             for k in range(tile.pixels):
@@ -150,7 +149,7 @@ def place_in_scope(tile, kernel_offset, block, points, g):  # type: ignore[no-un
         )  # fmt: skip
         place_axis(
             kernel_offset, start + plane, (g.Sw - g.kw) % 2, tile.origin, across, g.Sw, g.clip, tile.pixels,
-            points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN_BITS, points.numbers,
+            points.columns, points.low_x, points.high_x, points.flags, t * width, COLUMN, points.numbers,
         )  # fmt: skip
         number_points(points, t * width, tile.pixels, g.Sw)
 

@@ -10,7 +10,6 @@ from dynk.kernels.common.products import ceil_div
 from dynk.kernels.deformable.cpu_points import (
     BELOW,
     COLUMN,
-    COLUMN_BITS,
     CORNERS,
     MOVED,
     READS,
@@ -64,7 +63,7 @@ def _points(kernel_offset, n, block, like, g):  # type: ignore[no-untyped-def]
         )  # fmt: skip
         place_axis(
             kernel_offset, start + 1, (g.Sw - g.kw) % 2, origin, across, g.Sw, g.clip, 1,
-            points.columns, points.low_x, points.high_x, points.flags, t, COLUMN_BITS, points.numbers,
+            points.columns, points.low_x, points.high_x, points.flags, t, COLUMN, points.numbers,
         )  # fmt: skip
     number_points(points, 0, taps, g.Sw)
     return points

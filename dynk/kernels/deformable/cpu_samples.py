@@ -20,7 +20,6 @@ from dynk.kernels.deformable.cpu_points import (
     READS,
     Points,
     deform_geometry,
-    is_depthwise,
     new_points,
     place_in_image,
     place_in_scope,
@@ -211,7 +210,7 @@ def turned_step(like, g):  # type: ignore[no-untyped-def]
 @borrowing
 def images_turned(like, g):  # type: ignore[no-untyped-def]
     """Return how many images are turned at once, 0 where that is not worth while or they are too large."""
-    if g.has_data == 0 or is_depthwise(g) or g.C // g.groups < vector.lanes(like) // 2:
+    if g.has_data == 0 or g.C // g.groups < vector.lanes(like) // 2:
         return 0
     return min(g.N, TURNED // (g.H * g.W * turned_step(like, g)))
 

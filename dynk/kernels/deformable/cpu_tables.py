@@ -11,7 +11,7 @@ from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.common.products import CHAIN, ceil_div
-from dynk.kernels.deformable.cpu_points import READS, is_depthwise
+from dynk.kernels.deformable.cpu_points import READS
 from dynk.kernels.deformable.cpu_samples import corner_shares
 
 BLOCK = 32  # channels that a vector of pixels is made for at once, an even number
@@ -25,12 +25,12 @@ def table_step(like, g):  # type: ignore[no-untyped-def]
 
 @inlined
 def tables_of(weight, like, g):  # type: ignore[no-untyped-def]
-    """Return all kernels, each with room behind it to load it from its second row on: none where that will not do.
+    """Return the kernels of a depth-wise convolution, each with room behind it to load it from its second row on.
 
-    That is where kernels are too large for a vector, or not finite: what is beside the kernel is read too.
+    None where they are too large for a vector, or not finite: what is beside a kernel is read too.
     """
     size, positions, step = vector.lanes(like), g.Sh * g.Sw, table_step(like, g)
-    fits = is_depthwise(g) and g.has_kernel != 0 and positions <= size
+    fits = g.has_kernel != 0 and positions <= size
     tables = accumulators(like, g.O * step + size if fits else 0)
     check = zero = vector.zeros(like, 0)
     for o in range(g.O if fits else 0):
