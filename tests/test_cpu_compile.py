@@ -43,6 +43,18 @@ def test_what_a_kernel_calls_is_compiled_for_types_not_for_numbers_written_out()
     assert len(_element.signatures) == 1
 
 
+def test_what_a_kernel_calls_has_no_name_that_other_code_could_find(tmp_path):
+    code = f"""
+{CALL}
+call()
+from dynk.kernels.decoupled import cpu
+(compiled,) = cpu.ddf_forward.overloads.values()
+lines = [line for line in compiled.library.get_llvm_str().splitlines() if line.startswith("define ")]
+print(len(lines) > 0, sum("internal" in line or "linkonce" in line for line in lines))
+"""
+    assert run(code, NUMBA_CACHE_DIR=str(tmp_path), **QUICK).split() == ["True", "0"]
+
+
 # ---- the code cache --------------------------------------------------------------------------------------------------
 
 

@@ -60,12 +60,16 @@ class PartLibrary(AlignedLibrary):
 
 
 class KernelLibrary(AlignedLibrary):
-    """The code of a kernel. Nothing else calls its parts: LLVM may inline them wherever that pays, and drop them."""
+    """The code of a kernel. Nothing else calls its parts: LLVM may inline them wherever that pays, and drop them.
+
+    They have no names in machine code ("private", not "internal"), or code that is loaded later and holds the same part
+    would call what LLVM made of it here.
+    """
 
     def _optimize_final_module(self) -> None:
         for function in self._final_module.functions:
             if not function.is_declaration and function.linkage is Linkage.linkonce_odr:
-                function.linkage = Linkage.internal
+                function.linkage = Linkage.private
         super()._optimize_final_module()
 
 
