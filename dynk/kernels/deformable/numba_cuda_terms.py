@@ -12,6 +12,7 @@ from __future__ import annotations
 from numba import cuda
 
 from dynk.kernels.common.numba_cuda_kernels import load, split, staged
+from dynk.kernels.deformable import geometry
 from dynk.kernels.deformable.geometry import DeformGeometry
 from dynk.kernels.deformable.numba_cuda_points import Point, image_point, scope_point, share, slopes, value
 
@@ -22,10 +23,7 @@ def named(numbers):
     return DeformGeometry(*numbers)
 
 
-@cuda.jit(device=True)
-def is_depthwise(g):
-    """Return whether each group has one input channel: its filters are then sampled, and no columns multiplied."""
-    return g.groups == g.C
+is_depthwise = cuda.jit(device=True)(geometry.is_depthwise)  # its filters are then sampled, no columns multiplied
 
 
 # ---- the image -------------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from dynk.kernels.dilated.cpu_depthwise import (
     depthwise_tasks,
     depthwise_weight_task,
     depthwise_weight_tasks,
+    form_depthwise,
 )
 from dynk.kernels.dilated.cpu_forward import forward_task, forward_tasks
 from dynk.kernels.dilated.cpu_grad_columns import (
     form_dense,
-    form_depthwise,
     grad_shares_task,
     grad_shares_tasks,
     grad_x_task,

@@ -100,8 +100,10 @@ def _output(  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def form_depthwise_grad_columns(tile, grad_out, weight, channel, count, columns, g):  # type: ignore[no-untyped-def]
-    """Form the gradient of the columns of some channels, as `form_dense` does."""
+def form_depthwise(  # type: ignore[no-untyped-def]
+    tile, grad_out, weight, group, channel, count, weights, grads, columns, new_weights, new_grads, g
+):
+    """Form the gradient of the columns of some channels, as `form_dense` does, without copies of the weights."""
     size, taps, many = vector.lanes(columns), g.kh * g.kw, g.O // g.C
     rows = padded(count * taps)
     for c in range(count):

@@ -24,7 +24,6 @@ from dynk.kernels.common.products import (
     tile_pixels,
 )
 from dynk.kernels.dilated import geometry as of_geometry
-from dynk.kernels.dilated.cpu_depthwise import form_depthwise_grad_columns
 from dynk.kernels.dilated.cpu_rows import settle
 from dynk.kernels.dilated.cpu_tiles import dilation_geometry, masks_of, starts_of, tap_row, tile_of
 
@@ -83,14 +82,6 @@ def form_dense(  # type: ignore[no-untyped-def]
                     min(VECTORS, tile.vectors - v), masks, 0, columns,
                     place(row, v, padded(rows), VECTORS, columns), width,
                 )  # fmt: skip
-
-
-@borrowing
-def form_depthwise(  # type: ignore[no-untyped-def]
-    tile, grad_out, weight, group, c, count, weights, grads, columns, new_weights, new_grads, g
-):
-    """Form the gradient of the columns of `count` channels from channel c on."""
-    form_depthwise_grad_columns(tile, grad_out, weight, c, count, columns, g)
 
 
 # ---- the gradient of the image ---------------------------------------------------------------------------------------

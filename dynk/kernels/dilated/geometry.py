@@ -64,7 +64,7 @@ WORKSPACE = 64 << 20
 
 def is_depthwise_on_cuda(g: DilationGeometry) -> bool:
     """Return whether groups have one input channel and few outputs, for which the CUDA backends have kernels."""
-    return g.groups == g.C and g.O // g.groups <= FEW_OUTPUTS
+    return is_depthwise(g) and g.O // g.groups <= FEW_OUTPUTS
 
 
 def steps(dilations: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
