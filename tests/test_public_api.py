@@ -19,6 +19,7 @@ import dynk
 import dynk.testing
 from dynk._dispatch import BACKENDS, runner_of
 from dynk._operator import Operator
+from dynk.kernels.common.compile import Choice
 from dynk.testing import sample_calls
 
 PUBLIC_FUNCTIONS = [name for name in dynk.__all__ if inspect.isfunction(getattr(dynk, name))]
@@ -139,7 +140,10 @@ def test_every_backend_has_the_launchers(op: Operator, backend: str) -> None:
         pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
     launchers = op.launchers(runner_of(backend).LAUNCHERS)
     for direction in ("forward", "backward"):
-        assert callable(getattr(launchers, f"{op.launcher}_{direction}"))
+        launcher = getattr(launchers, f"{op.launcher}_{direction}")
+        if isinstance(launcher, Choice):
+            launcher = launcher.kernel_for(sample_calls(op, "float32", np.random.default_rng(0))[0].plan.geometry)
+        assert callable(launcher)
 
 
 # ---- docstrings ------------------------------------------------------------------------------------------------------
