@@ -13,7 +13,7 @@ from dynk.kernels.common import numeric, vector
 from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.decoupled.cpu_apart import room_for, take_apart
-from dynk.kernels.decoupled.cpu_sums import CHAIN
+from dynk.kernels.decoupled.cpu_sums import CHAIN, ahead
 from dynk.kernels.decoupled.cpu_sweep import (
     FIELDS,
     FIRST_FILTER,
@@ -182,8 +182,14 @@ def _add_products(side_by_side: bool):  # type: ignore[no-untyped-def]
         else:
             weights = vector.broadcast(unit, vector.spaced(0, 0, of_taps))
         total = vector.zeros(x, of_taps)
+        fetching = side_by_side and k == 0 and planes[2] == 0 and x.size * x.itemsize > vector.STREAM_BYTES
         for v in range(first, last):
             value, result = fields[v * FIELDS + FIRST_VALUE], fields[v * FIELDS + FIRST_RESULT]
+            if fetching:
+                read = image * plane + ahead(v, FIRST_VALUE, fields, 4 * plane)
+                vector.prefetch(x, vector.spaced(read, plane, (0, 1, 2, 3)))
+                read = planes[0] + ahead(v, FIRST_RESULT, fields, 4 * planes[1])
+                vector.prefetch(grads, vector.spaced(read, planes[1], (0, 1, 2, 3)))
             here = vector.shift(filters, fields[v * FIELDS + FIRST_FILTER])
             row = vector.spaced((tap * vectors + v) * size, vectors * size, numbers)
             if side_by_side and fields[v * FIELDS + WHOLE] != 0:

@@ -28,6 +28,7 @@ from dynk.kernels.decoupled.cpu_sweep import (
 )
 
 CHAIN = 64  # terms that are added one to the other
+AHEAD = 64  # vectors between what caches are asked for and what is read
 
 
 @inlined
@@ -133,6 +134,17 @@ def _gather_weights(image, number, channel, weights, taps, sub_pixels, g):  # ty
 
 
 @borrowing
+def ahead(v, field, fields, following):  # type: ignore[no-untyped-def]
+    """Return a field of the vector AHEAD of vector v, or what it is in the pack of channels that follows.
+
+    Hardware by itself fetches neither enough of so many rows at once nor soon enough.
+    """
+    count = fields.size // FIELDS
+    later = v + min(AHEAD, count)
+    return fields[later * FIELDS + field] if later < count else fields[(later - count) * FIELDS + field] + following
+
+
+@borrowing
 def _sums(  # type: ignore[no-untyped-def]
     begin, end, start, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past, g
 ):
@@ -144,6 +156,8 @@ def _sums(  # type: ignore[no-untyped-def]
     sub_row = sweep.result_row // g.scale
     for v in range(begin, end):
         starts = vector.shift(source, vector.pick(fields, v * FIELDS + FIRST_VALUE))
+        if past != 0:
+            vector.prefetch(values, vector.shift(source, ahead(v, FIRST_VALUE, fields, len(pack) * planes[0])))
         to = vector.shift(target, vector.pick(fields, v * FIELDS + FIRST_RESULT))
         whole = vector.pick(fields, v * FIELDS + WHOLE) != 0
         even = vector.zeros(values, pack)
@@ -218,6 +232,8 @@ def _row_sums(columns: int):  # type: ignore[no-untyped-def]
         doubt, sub_row = vector.zeros(values, 0), sweep.result_row // g.scale
         for v in range(begin, end):
             starts = vector.shift(source, vector.pick(fields, v * FIELDS + FIRST_VALUE))
+            if past != 0:
+                vector.prefetch(values, vector.shift(source, ahead(v, FIRST_VALUE, fields, len(pack) * planes[0])))
             to = vector.shift(target, vector.pick(fields, v * FIELDS + FIRST_RESULT))
             even = vector.zeros(values, pack)
             for pq in range(sub_pixels):
