@@ -9,6 +9,7 @@ import numpy as np
 from numba import prange
 
 from dynk.kernels.common.compile import borrowing, inlined, kernel
+from dynk.kernels.common.elementary import exp, log
 from dynk.kernels.common.numeric import load, store
 from dynk.kernels.common.philox import uniform
 from dynk.kernels.dilated.softmax_geometry import SoftmaxGeometry
@@ -108,7 +109,7 @@ def _perturb(values, logits, seed, start, rows, g):  # type: ignore[no-untyped-d
                     values[at + r] = uniform(np.uint64(index + r) + offset, key_0, key_1)
                 done += count
         for i in range(g.K * rows):
-            values[i] = -np.log(-np.log(values[i]))
+            values[i] = -log(-log(values[i]))
         for k in range(g.K):
             for r in range(rows):
                 values[k * rows + r] += load(logits, start + k * g.inner + r)
@@ -149,7 +150,7 @@ def _normalise(values, best, K, rows, tau):  # type: ignore[no-untyped-def]
         top[r] = values[best[r] * rows + r]
     for k in range(K):
         for r in range(rows):
-            power = np.exp((values[k * rows + r] - top[r]) / tau)
+            power = exp((values[k * rows + r] - top[r]) / tau)
             values[k * rows + r] = power
             part[r] += power
         if k % CHAIN == CHAIN - 1 or k == K - 1:
