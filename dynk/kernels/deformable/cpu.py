@@ -169,7 +169,7 @@ def sample_kernel_forward(weight, kernel_offset, out, geometry, reals):  # type:
     """DK Eq. 12."""
     g = sample_geometry(geometry)
     like = accumulators(weight, 0)
-    for task in prange(g.N * parts_of(g)):
+    for task in prange(g.N * parts_of(g.N, like, g)):
         sample_task(np.int64(task), weight, kernel_offset, out, like, geometry)
 
 
@@ -181,7 +181,7 @@ def sample_kernel_backward(  # type: ignore[no-untyped-def]
     g = sample_geometry(geometry)
     like = accumulators(weight, 0)
     if grad_weight.size > 0:
-        for task in prange(parts_of(g)):
+        for task in prange(parts_of(1, like, g)):
             grad_kernel_task(np.int64(task), grad_out, kernel_offset, grad_weight, like, geometry)
     if grad_offset.size > 0:
         for task in prange(g.N * g.Gk):

@@ -15,10 +15,7 @@ from dynk.kernels.common.products import CHAIN, VECTORS, add_to, ceil_div, padde
 from dynk.kernels.deformable.cpu_depthwise import sampled
 from dynk.kernels.deformable.cpu_grad_samples import grad_block, groups_of, room_of
 from dynk.kernels.deformable.cpu_points import (
-    BELOW,
-    COLUMN,
     CORNERS,
-    HIGH,
     MOVED,
     READS,
     deform_geometry,
@@ -34,7 +31,7 @@ from dynk.kernels.deformable.cpu_samples import (
     rows_of,
     run_of,
 )
-from dynk.kernels.deformable.cpu_tables import add_slopes, neighbours, reads_as_it_is, slopes_of
+from dynk.kernels.deformable.cpu_tables import add_slopes, neighbours, reads_as_it_is, slope_weights, slopes_of
 
 
 @borrowing
@@ -94,23 +91,6 @@ def grad_points_task(  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _slope_weights(points, at):  # type: ignore[no-untyped-def]
-    """Return the `ends` and `sides` of some points, as `slopes_of` takes them."""
-    low_y, high_y = vector.load(points.low_y, at), vector.load(points.high_y, at)
-    low_x, high_x = vector.load(points.low_x, at), vector.load(points.high_x, at)
-    numbers = points.numbers
-    zero, one, minus = vector.broadcast(numbers, (0, 1, 3))
-    # Zero times a weight is NaN where the coordinate is.
-    before_y = vector.where(vector.flagged(numbers, points.flags, at, BELOW), one, minus)
-    before_y = vector.fma(low_y, zero, before_y)
-    before_x = vector.where(vector.flagged(numbers, points.flags, at, BELOW * COLUMN), one, minus)
-    before_x = vector.fma(low_x, zero, before_x)
-    after_y = vector.where(vector.flagged(numbers, points.flags, at, HIGH), one, zero)
-    after_x = vector.where(vector.flagged(numbers, points.flags, at, HIGH * COLUMN), one, zero)
-    return (before_y, after_y, before_x, after_x), (low_x, high_x, low_y, high_y)
-
-
-@borrowing
 def _add_image(plan, tile, v, x, mask, channel, count, samples, sums, g):  # type: ignore[no-untyped-def]
     """Add what some channels give to the gradients of the offsets of the data and of the mask."""
     image, size, width, taps, plane = plan.image, vector.lanes(samples), tile.rows.size, g.kh * g.kw, g.H * g.W
@@ -119,7 +99,7 @@ def _add_image(plan, tile, v, x, mask, channel, count, samples, sums, g):  # typ
     for t in range(taps):
         at = t * width + v * size
         corners, shares = vector.flagged(samples, image.flags, at, CORNERS), corner_shares(image, at)
-        ends, sides = _slope_weights(image, at)
+        ends, sides = slope_weights(image, at)
         down = across = both = zero
         factor = zero
         if g.has_mask != 0:
@@ -170,7 +150,7 @@ def _add_scope(  # type: ignore[no-untyped-def]
     for t in range(taps):
         at = t * width + v * size
         corners = vector.flagged(samples, scope.flags, at, CORNERS)
-        ends, sides = _slope_weights(scope, at)
+        ends, sides = slope_weights(scope, at)
         down = across = zero
         if tables.size > 0 and many == 1:
             start, first = tile.n * g.C + channel, tile.first + v * size

@@ -11,7 +11,7 @@ from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.common.products import CHAIN, ceil_div
-from dynk.kernels.deformable.cpu_points import READS
+from dynk.kernels.deformable.cpu_points import BELOW, COLUMN, HIGH, READS
 from dynk.kernels.deformable.cpu_samples import corner_shares
 
 BLOCK = 32  # channels that a vector of pixels is made for at once, an even number
@@ -129,6 +129,23 @@ def spread_grads(plan, tile, grad_out, tables, c, count, planes, to, band, masks
                 there = (to + k * band + here + shift, to + after * band + here + shift)
                 totals = vector.load_where(planes, there, 1, reads)
                 vector.store_where(planes, there, 1, vector.fma((first, second), grads, totals), reads)
+
+
+@borrowing
+def slope_weights(points, at):  # type: ignore[no-untyped-def]
+    """Return the `ends` and `sides` of some points, as `slopes_of` takes them."""
+    low_y, high_y = vector.load(points.low_y, at), vector.load(points.high_y, at)
+    low_x, high_x = vector.load(points.low_x, at), vector.load(points.high_x, at)
+    numbers = points.numbers
+    zero, one, minus = vector.broadcast(numbers, (0, 1, 3))
+    # Zero times a weight is NaN where the coordinate is.
+    before_y = vector.where(vector.flagged(numbers, points.flags, at, BELOW), one, minus)
+    before_y = vector.fma(low_y, zero, before_y)
+    before_x = vector.where(vector.flagged(numbers, points.flags, at, BELOW * COLUMN), one, minus)
+    before_x = vector.fma(low_x, zero, before_x)
+    after_y = vector.where(vector.flagged(numbers, points.flags, at, HIGH), one, zero)
+    after_x = vector.where(vector.flagged(numbers, points.flags, at, HIGH * COLUMN), one, zero)
+    return (before_y, after_y, before_x, after_x), (low_x, high_x, low_y, high_y)
 
 
 @borrowing
