@@ -127,9 +127,9 @@ def test_carafe(scale: int) -> None:
 
 
 @pytest.mark.parametrize("boundary", ["zeros", "clip"])
-@pytest.mark.parametrize("groups", [1, 4])
-def test_local_deformable_kernels(boundary: str, groups: int) -> None:
-    state = draw({**conv("rotation_conv", groups * 18, 4, 3), "inner_conv.weight": (4, 1, 4, 4)})
+@pytest.mark.parametrize(("author_groups", "groups"), [(1, 1), (1, 4), (2, 4), (4, 4)])
+def test_local_deformable_kernels(boundary: str, author_groups: int, groups: int) -> None:
+    state = draw({**conv("rotation_conv", author_groups * 18, 4, 3), "inner_conv.weight": (4, 1, 4, 4)})
     layer = DeformableKernelConv2d(
         4, 4, 3, scope=4, stride=2, padding=1, groups=4, bias=False, offset_groups=groups, kernel_boundary=boundary
     )
@@ -167,10 +167,10 @@ def test_global_deformable_kernels(size: int, groups: int) -> None:
     torch.testing.assert_close(out, author_formulas.global_deformable_kernel(x, state, size=size, padding=size // 2))
 
 
-def test_interleaved_groups_of_deformable_kernels_are_refused() -> None:
+def test_interleaved_groups_of_deformable_kernels_need_a_group_for_each_channel() -> None:
     layer = DeformableKernelConv2d(4, 4, 3, scope=4, padding=1, groups=4, offset_groups=2)
     state = draw({**conv("rotation_conv", 36, 4, 3), "inner_conv.weight": (4, 1, 4, 4)})
-    with pytest.raises(ValueError, match=r"^load_author_state_dict: .* rotation_groups of 1 or 4, got 2"):
+    with pytest.raises(ValueError, match=r"^load_author_state_dict: .* offset_groups = 1 or 4, got Deformable"):
         load_author_state_dict(layer, state)
 
 

@@ -34,7 +34,9 @@ def load_author_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], *
 
     All other keys are taken as they are. Give `DDF` the `groups` of the authors' head, and `DDFUp` the
     `guidance_channels` of their joint_channels; local deformable kernels `kernel_boundary="zeros"` unless the authors'
-    rotation_clip is "scope", and `data_offsets=True` for DeformKernelConv2d.
+    rotation_clip is "scope", `data_offsets=True` for DeformKernelConv2d, and `offset_groups` as many as channels for
+    rotation_groups between 1 and that: theirs take every so manieth channel and ours a block of them, so each channel
+    gets a copy of what infers its offsets, and training on tells the copies apart.
 
     Parameters
     ----------
@@ -53,8 +55,8 @@ def load_author_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], *
     Raises
     ------
     ValueError
-        Where a layer of s*s branches finds fewer of them; for several rotation_groups, which in the authors' code
-        take every so manieth channel and here a block of them.
+        Where a layer of s*s branches finds fewer of them, and where the `offset_groups` of a layer are neither 1 nor
+        as many as channels.
     RuntimeError
         As `torch.nn.Module.load_state_dict`, for other keys or shapes.
 
@@ -146,19 +148,23 @@ def _carafe(layer: nn.Module, state: State) -> State:
 
 def _local_kernel(layer: nn.Module, state: State) -> State:
     assert isinstance(layer, DeformableKernelConv2d)
-    if layer.offset_groups not in (1, layer.offset.in_channels):
-        expected = f"rotation_groups of 1 or {layer.offset.in_channels}"
-        msg = f"load_author_state_dict: state_dict must have {expected}, got {layer.offset_groups} for {layer}"
+    channels = layer.offset.in_channels
+    if layer.offset_groups not in (1, channels):
+        expected = f"a layer of offset_groups = 1 or {channels}"
+        msg = f"load_author_state_dict: rotation_groups need {expected}, got {layer}"
         raise ValueError(msg)
     found = _renamed(
         state, {"rotation_conv.": "offset.", "offset_conv.": "data_offset.", "inner_conv.weight": "weight"}
     )
     factors = torch.tensor(layer.dilation * (layer.kernel_size[0] * layer.kernel_size[1]))
     for kind, like in layer.offset.named_parameters():
-        key = f"data_offset.{kind}"
-        if key in found:  # in multiples of the dilation, and the points in the kernel stay where they are
-            found[key] = found[key] * factors.to(found[key]).view(-1, *[1] * (found[key].ndim - 1))
-            found.setdefault(f"offset.{kind}", torch.zeros_like(like))
+        key, moved = f"offset.{kind}", f"data_offset.{kind}"
+        if key in found and layer.offset_groups == channels:  # the authors' channel c takes group c % rotation_groups
+            given = found[key]
+            found[key] = given.repeat(len(like) // max(1, len(given)), *[1] * (given.ndim - 1))
+        if moved in found:  # in multiples of the dilation, and the points in the kernel stay where they are
+            found[moved] = found[moved] * factors.to(found[moved]).view(-1, *[1] * (found[moved].ndim - 1))
+            found.setdefault(key, torch.zeros_like(like))
     return found
 
 
