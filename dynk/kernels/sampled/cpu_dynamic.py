@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, inlined, kernel
 from dynk.kernels.common.numeric import accumulators, fill, load, store
+from dynk.kernels.sampled.cpu_mix import vectors_of_row
 from dynk.kernels.sampled.cpu_rows import (
+    CHAIN,
     add_products,
     choices,
     end_inside,
@@ -59,32 +62,52 @@ def _forward_task(task, x, kernel, out, choice, geometry):  # type: ignore[no-un
     g = sample_geometry(geometry)
     o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
     sample, part, reduced = accumulators(x, g.W), accumulators(x, g.W), accumulators(x, g.W)
-    total = np.zeros(g.W, np.float64)
+    masks, vectors = np.empty(g.kw * 4, np.int64), vectors_of_row(x, g)
     for a in range(g.samples):
         for b in range(g.samples):
-            _sample(n, a, b, o, y, x, kernel, sample, total, g)
+            v = 0
+            while v < vectors:
+                if v + 3 <= vectors:
+                    _sample(n, a, b, o, y, v, (0, 1, 2, 3), x, kernel, masks, sample, g)
+                    v += 4
+                else:
+                    _sample(n, a, b, o, y, v, (0,), x, kernel, masks, sample, g)
+                    v += 1
             reduce_sample(sample, n, a, b, o, y, part, reduced, out, choice, g)
     store_reduced(n, o, y, reduced, out, g)
 
 
 @borrowing
-def _sample(n, a, b, o, y, x, kernel, row, total, g):  # type: ignore[no-untyped-def]
-    """Form one row of sample (a, b)."""
-    fill(row, 0)
-    terms = 0
+def _sample(n, a, b, o, y, v, pack, x, kernel, masks, row, g):  # type: ignore[no-untyped-def]
+    """Form a pack of vectors of a row of sample (a, b), from vector v on."""
+    size = vector.lanes(row)
+    starts = vector.spaced(v * size, size, pack)
+    for k in range(len(pack) * g.kw):
+        j, first = k // len(pack), (v + k % len(pack)) * size
+        dx = first + to_sample(b, g) + tap_column(j, g)
+        masks[k] = vector.between(0, g.W - first) & vector.between(-dx, g.W - dx)
+    total = part = chain = vector.zeros(row, pack)
+    terms = chains = 0
     for c in range(g.C):
         for i in range(g.kh):
             h = y + to_sample(a, g) + tap_row(i, g)
             if h < 0 or h >= g.H:
                 continue
+            filters, image = _filter_row(n, o, c, i, 0, y, g), ((n * g.C + c) * g.H + h) * g.W + to_sample(b, g)
             for j in range(g.kw):
-                dx = to_sample(b, g) + tap_column(j, g)
-                first, end = first_inside(dx), end_inside(g.W, dx)
-                terms = stage(terms, row, total)
-                filters = _filter_row(n, o, c, i, j, y, g)
-                image = ((n * g.C + c) * g.H + h) * g.W + dx
-                add_products(row, first, kernel, filters + first, x, image + first, end - first)
-    merge(terms, row, total)
+                read = vector.pick(masks, vector.spaced(j * len(pack), 1, pack))
+                factors = vector.load_where(kernel, vector.shift(starts, filters + j * g.H * g.W), 1, read)
+                values = vector.load_where(x, vector.shift(starts, image + tap_column(j, g)), 1, read)
+                chain = vector.fma(factors, values, chain)
+            terms += g.kw
+            if terms + g.kw > CHAIN:
+                part, chain, terms, chains = vector.add(chain, part), vector.zeros(row, pack), 0, chains + 1
+                if chains == CHAIN:
+                    total, part, chains = vector.add(part, total), vector.zeros(row, pack), 0
+    total = vector.add(vector.add(chain, part), total)
+    for k in range(len(pack)):
+        masks[k] = vector.between(0, g.W - (v + k) * size)
+    vector.store_where(row, starts, 1, total, vector.pick(masks, vector.spaced(0, 1, pack)))
 
 
 @inlined
