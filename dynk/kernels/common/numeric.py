@@ -12,13 +12,14 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, types
 
-from dynk.kernels.common.compile import borrowing
+from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.dtypes import narrow, widen
 
 # Numba is typed in part only.
 intrinsic: Any = extending.intrinsic
 overload: Any = extending.overload
 
+LINE = 64  # bytes of a line of the cache
 DTYPE_OF_STORAGE = {np.dtype(np.int16): "float16", np.dtype(np.uint16): "bfloat16"}
 
 
@@ -89,15 +90,22 @@ def _store(array, i, value):  # type: ignore[no-untyped-def]
 @overload(accumulators)
 def _accumulators(like, size):  # type: ignore[no-untyped-def]
     if like.dtype == types.float64:
-        return lambda like, size: np.zeros(size, np.float64)
-    return lambda like, size: np.zeros(size, np.float32)
+        return lambda like, size: _on_line(np.zeros(size + LINE // 8, np.float64), size)
+    return lambda like, size: _on_line(np.zeros(size + LINE // 4, np.float32), size)
 
 
 @overload(unset)
 def _unset(like, size):  # type: ignore[no-untyped-def]
     if like.dtype == types.float64:
-        return lambda like, size: np.empty(size, np.float64)
-    return lambda like, size: np.empty(size, np.float32)
+        return lambda like, size: _on_line(np.empty(size + LINE // 8, np.float64), size)
+    return lambda like, size: _on_line(np.empty(size + LINE // 4, np.float32), size)
+
+
+@inlined
+def _on_line(room, size):  # type: ignore[no-untyped-def]
+    """Return `size` elements that begin where a line of the cache does, so that no vector of them lies across two."""
+    skipped = (LINE - room.ctypes.data % LINE) // room.itemsize
+    return room[skipped : skipped + size]
 
 
 @intrinsic

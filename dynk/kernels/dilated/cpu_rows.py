@@ -18,11 +18,14 @@ from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load
 from dynk.kernels.common.products import CHAIN, ceil_div
 from dynk.kernels.dilated.cpu_tiles import tap_column, tap_row
+from dynk.kernels.dilated.geometry import DILATIONS_H
 
 ROOM, LEAST_PITCH = 16 * 1024, 64  # elements of the rows that a task copies, at most; and of a row when there are many
 LEAST_WIDTH = 4  # of an image: a row fills a vector of its own
 TASKS = 32  # that are worth while
 PACK = (0, 1, 2, 3, 4, 5, 6, 7)  # vectors of pixels that take a weight at once
+TEN = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)  # rows that three rows of taps read for eight
+LEAST_STEPS = 4  # of a dilation in the rows of a band, for which that pays
 
 
 class Band(NamedTuple):
@@ -101,17 +104,30 @@ def sum_rows(n, first, last, c0, c1, x, weight, mixture, bias, out, like, geomet
     """Make the rows first <= y < last of some channels; return whether all that was read and made is finite."""
     around = halo(geometry, g)
     band = band_of(n, first, last, around, like, g)
-    size, taps = vector.lanes(like), g.kh * g.kw
-    image, shifts = accumulators(like, band.room + size), shifts_of(around, band.pitch, 1, geometry, g)
-    shares, kernel = accumulators(like, band.vectors * g.D * size), accumulators(like, taps)
+    size, taps, rows, across = vector.lanes(like), g.kh * g.kw, last - first, ceil_div(g.Wo, vector.lanes(like))
+    beyond = 0  # rows that are read and made for nothing
+    for d in range(g.D):
+        if _by_columns(d, rows, geometry, g):
+            beyond = max(beyond, 7 * geometry[DILATIONS_H + d])
+    image = accumulators(like, band.room + beyond * band.pitch + size)
+    shifts, kernel = shifts_of(around, band.pitch, 1, geometry, g), accumulators(like, taps)
+    vectors = band.vectors + beyond * across
+    shares, sums = accumulators(like, vectors * g.D * size), accumulators(like, vectors * size)
     gather_shares(band, mixture, shares, g)
     doubt, known = vector.zeros(like, 0), True
     for c in range(c0, c1):
         copy_rows(band, x, (n * g.C + c) * g.H * g.W, image, g)
         for o in range(c * (g.O // g.C), (c + 1) * (g.O // g.C)):
             known &= load_kernel(weight, o * taps, kernel)
-            lanes = _convolve(band, (n * g.O + o) * g.Ho * g.Wo, o, image, shifts, shares, kernel, bias, out, g)
-            doubt = vector.add(doubt, lanes)
+            for d in range(g.D):
+                if _by_columns(d, rows, geometry, g):
+                    step = geometry[DILATIONS_H + d]
+                    _convolve_columns(band, d, step, rows, across, image, shifts, shares, kernel, sums, g)
+                else:
+                    _convolve(band, d, image, shifts, shares, kernel, sums, g)
+            for v in range(rows * across, band.vectors):  # the last pack's are those of the last row again
+                vector.store(sums, v * size, vector.load(sums, ((rows - 1) * across + v % across) * size))
+            doubt = vector.add(doubt, _write_sums(band, (n * g.O + o) * g.Ho * g.Wo, o, sums, bias, out, g))
     return known and is_zero(doubt)
 
 
@@ -179,16 +195,52 @@ def tap_sums(image, starts, shifts, at, kernel):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _convolve(band, plane, o, image, shifts, shares, kernel, bias, out, g):  # type: ignore[no-untyped-def]
-    """Write the vectors of an output channel; return 0 in the lanes where all of them are finite, else NaN."""
-    size, doubt = vector.lanes(image), vector.zeros(image, 0)
+def _by_columns(d, rows, geometry, g):  # type: ignore[no-untyped-def]
+    """Return whether eight rows that are a dilation apart share what they read."""
+    return g.kh == 3 and rows >= LEAST_STEPS * geometry[DILATIONS_H + d]
+
+
+@borrowing
+def _convolve(band, d, image, shifts, shares, kernel, sums, g):  # type: ignore[no-untyped-def]
+    """Add a dilation's convolution times what it counts to the sums; the first dilation begins them."""
+    size = vector.lanes(image)
     for v in range(0, band.vectors, 8):
         starts = vector.pick(band.places, vector.shift(PACK, v))
-        result = vector.zeros(image, PACK)
-        for d in range(g.D):
-            share = vector.load(shares, vector.spaced((v * g.D + d) * size, g.D * size, PACK))
-            total = tap_sums(image, starts, shifts, d * kernel.size, kernel)
-            result = vector.fma(share, total, result)
+        share = vector.load(shares, vector.spaced((v * g.D + d) * size, g.D * size, PACK))
+        total = tap_sums(image, starts, shifts, d * kernel.size, kernel)
+        _add_share(share, total, vector.spaced(v * size, size, PACK), sums, d)
+
+
+@borrowing
+def _convolve_columns(band, d, step, rows, across, image, shifts, shares, kernel, sums, g):  # type: ignore[no-untyped-def]
+    """Do the same for kernels of three rows: what is read serves three of eight vectors, `step` rows apart."""
+    size, apart = vector.lanes(image), step * across
+    for y in range(0, rows, 8 * step):
+        for v in range(y * across, min(y + step, rows) * across):
+            start = v // across * band.pitch + band.places[v % across]
+            total = vector.zeros(image, PACK)
+            for j in range(g.kw):
+                here = start + shifts[d * kernel.size + j]
+                values = vector.load(image, vector.spaced(here, step * band.pitch, TEN))
+                total = vector.fma(vector.broadcast(kernel, j), values[0:8], total)
+                total = vector.fma(vector.broadcast(kernel, g.kw + j), values[1:9], total)
+                total = vector.fma(vector.broadcast(kernel, 2 * g.kw + j), values[2:10], total)
+            share = vector.load(shares, vector.spaced((v * g.D + d) * size, apart * g.D * size, PACK))
+            _add_share(share, total, vector.spaced(v * size, apart * size, PACK), sums, d)
+
+
+@borrowing
+def _add_share(share, total, here, sums, d):  # type: ignore[no-untyped-def]
+    before = vector.load(sums, here) if d > 0 else vector.zeros(sums, PACK)
+    vector.store(sums, here, vector.fma(share, total, before))
+
+
+@borrowing
+def _write_sums(band, plane, o, sums, bias, out, g):  # type: ignore[no-untyped-def]
+    """Write the vectors of an output channel; return 0 in the lanes where all of them are finite, else NaN."""
+    size, doubt = vector.lanes(sums), vector.zeros(sums, 0)
+    for v in range(0, band.vectors, 8):
+        result = vector.load(sums, vector.spaced(v * size, size, PACK))
         if g.has_bias != 0:
             result = vector.add(vector.broadcast(bias, o), result)
         for lanes in vector.zero_or_nan(result):
