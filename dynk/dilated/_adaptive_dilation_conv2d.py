@@ -150,7 +150,7 @@ def adaptive_dilation_conv2d_backward(
     Gradients are deterministic: the same call on the same device gives the same bits. A pixel whose index is not one of
     a candidate, where that does not raise, makes the gradient of `weight` NaN and adds nothing to that of `x`. The
     workspace does not grow with the image: for kernels of up to 7 x 7 it is at most 3 MiB for each thread on the CPU (5
-    for float64) and 4 MiB (8) for all together, more where a channel of a depth-wise convolution has over 100 outputs,
+    for float64) and 8 MiB (16) for all together, more where a channel of a depth-wise convolution has over 100 outputs,
     and 64 MiB on CUDA.
 
     Examples

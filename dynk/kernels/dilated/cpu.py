@@ -20,6 +20,7 @@ from dynk.kernels.dilated.cpu_depthwise import (
 )
 from dynk.kernels.dilated.cpu_forward import forward_task, forward_tasks
 from dynk.kernels.dilated.cpu_grad_columns import (
+    blocks_with_shares,
     form_dense,
     grad_shares_task,
     grad_shares_tasks,
@@ -83,10 +84,15 @@ def dilation_dense_backward(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     g = dilation_geometry(geometry)
     like, mixture = accumulators(x, 0), Mixture(dilation_weights, indices)
+    both = grad_x.size > 0 and grad_dilation_weights.size > 0
+    blocks = blocks_with_shares(g) if both else 0
     if grad_x.size > 0:
+        parts, plane = accumulators(like, blocks * grad_dilation_weights.size), g.Ho * g.Wo
         for task in prange(grad_x_tasks(g)):
-            grad_x_task(np.int64(task), form_dense, grad_out, weight, mixture, grad_x, False, like, geometry)
-    if grad_dilation_weights.size > 0:
+            grad_x_task(np.int64(task), form_dense, grad_out, x, weight, mixture, grad_x, parts, False, like, geometry)
+        for d in prange(g.N * g.D if blocks > 0 else 0):
+            add_shares(parts, blocks, np.int64(d) * plane, (np.int64(d) + 1) * plane, grad_dilation_weights)
+    if grad_dilation_weights.size > 0 and blocks == 0:
         for task in prange(grad_shares_tasks(like, g)):
             grad_shares_task(
                 np.int64(task), form_dense, grad_out, x, weight, mixture, grad_dilation_weights, False, like, geometry
@@ -120,7 +126,9 @@ def dilation_depthwise_backward(  # type: ignore[no-untyped-def]
             doubts[task] = not finite
         again = doubts.size > 0
         for task in prange(grad_x_tasks(g) if not again or doubts.any() else 0):
-            grad_x_task(np.int64(task), form_depthwise, grad_out, weight, mixture, grad_x, again, like, geometry)
+            grad_x_task(
+                np.int64(task), form_depthwise, grad_out, x, weight, mixture, grad_x, like, again, like, geometry
+            )
     if grad_dilation_weights.size > 0:
         doubts = np.ones(grad_share_rows_tasks(geometry, g), np.uint8)
         for task in prange(doubts.size):

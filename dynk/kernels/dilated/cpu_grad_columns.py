@@ -29,6 +29,7 @@ from dynk.kernels.dilated.cpu_tiles import dilation_geometry, masks_of, starts_o
 
 OUTS = 256  # output channels that are summed over at once
 TERMS = 144  # rows of columns whose gradient is formed at once, about
+PARTS = 2**20  # numbers of the dilations' gradient that blocks of channels hold, at most
 PLANES = 2**19  # numbers of the image's gradient that a task holds, at most, but for a single row of a single channel
 
 
@@ -109,11 +110,25 @@ def grad_x_tasks(g):  # type: ignore[no-untyped-def]
     return g.N * _groups(g) * ceil_div(g.C // _groups(g), block) * ceil_div(g.H, rows)
 
 
+@borrowing
+def blocks_with_shares(g):  # type: ignore[no-untyped-def]
+    """Return how many blocks of channels make parts of the dilations' gradient with the image's, or 0 if none does.
+
+    That saves a product of three, where a block has all rows and the parts are few.
+    """
+    block, rows = _block_and_rows(g)
+    blocks = _groups(g) * ceil_div(g.C // _groups(g), block)
+    return blocks if rows == g.H and blocks * g.N * g.D * g.Ho * g.Wo <= PARTS else 0
+
+
 @inlined
-def grad_x_task(task, form, grad_out, weight, mixture, grad_x, again, like, geometry):  # type: ignore[no-untyped-def]
+def grad_x_task(  # type: ignore[no-untyped-def]
+    task, form, grad_out, x, weight, mixture, grad_x, parts, again, like, geometry
+):
     """Make a band of rows of some channels; if `again`, only what was not finite or is not now.
 
-    `form` is the function that forms the gradient of the columns.
+    `form` is the function that forms the gradient of the columns. `parts`, if there are any, get what the channels give
+    to the gradient of the dilations' weights.
     """
     g = dilation_geometry(geometry)
     channels, taps = g.C // _groups(g), g.kh * g.kw
@@ -126,6 +141,7 @@ def grad_x_task(task, form, grad_out, weight, mixture, grad_x, again, like, geom
     planes = accumulators(like, _sets(g) * count * band)
     columns = accumulators(like, tile_pixels(like) * padded(count * taps))
     weights, grads = accumulators(like, weights_size(count, like, g)), accumulators(like, grads_size(like, g))
+    sums = accumulators(like, tile_pixels(like) * g.D if parts.size > 0 else 0)
     first, end = _readers(first_row, end_row, geometry)
     for pixel in range(first, end, tile_pixels(like)):
         tile = tile_of(n, pixel, end, first_row, end_row, mixture, like, geometry)
@@ -134,6 +150,10 @@ def grad_x_task(task, form, grad_out, weight, mixture, grad_x, again, like, geom
         for v in range(tile.vectors):
             for k in range(taps * g.D):
                 _spread(tile, v, k // g.D, k % g.D, columns, count, planes, k // CHAIN, first_row, band, g)
+        if parts.size > 0:
+            fill(sums, 0)
+            _add_all_shares(tile, x, group * channels + c, count, columns, sums, g)
+            _write_shares(tile, sums, parts, (task // bands % (blocks * _groups(g)) * g.N + n) * g.D, again, g)
     to = ((n * g.C + group * channels + c) * g.H + first_row) * g.W
     _write_planes(planes, count, band, grad_x, to, again, g)
 
@@ -209,16 +229,28 @@ def grad_shares_task(  # type: ignore[no-untyped-def]
         for c in range(0, channels, block):
             count = min(block, channels - c)
             form(tile, grad_out, weight, group, c, count, weights, grads, columns, True, c == 0, g)
-            for v in range(tile.vectors):
-                for d in range(0, g.D - 2, 3):
-                    _add_shares(tile, v, x, group * channels + c, count, columns, sums, (d, d + 1, d + 2), g)
-                for d in range(g.D // 3 * 3, g.D):
-                    _add_shares(tile, v, x, group * channels + c, count, columns, sums, (d,), g)
+            _add_all_shares(tile, x, group * channels + c, count, columns, sums, g)
+    _write_shares(tile, sums, grad_dilation_weights, n * g.D, again, g)
+
+
+@borrowing
+def _add_all_shares(tile, x, channel, count, columns, sums, g):  # type: ignore[no-untyped-def]
+    for v in range(tile.vectors):
+        for d in range(0, g.D - 2, 3):
+            _add_shares(tile, v, x, channel, count, columns, sums, (d, d + 1, d + 2), g)
+        for d in range(g.D // 3 * 3, g.D):
+            _add_shares(tile, v, x, channel, count, columns, sums, (d,), g)
+
+
+@borrowing
+def _write_shares(tile, sums, to, plane, again, g):  # type: ignore[no-untyped-def]
+    """Write the sums of a tile to the planes of the dilations that begin with number `plane`."""
+    size = vector.lanes(sums)
     for v in range(tile.vectors):
         for d in range(g.D):
-            to = (n * g.D + d) * g.Ho * g.Wo + tile.first + v * size
+            at = (plane + d) * g.Ho * g.Wo + tile.first + v * size
             total = vector.load(sums, (v * g.D + d) * size)
-            settle(grad_dilation_weights, to, total, again, vector.between(0, tile.pixels - v * size))
+            settle(to, at, total, again, vector.between(0, tile.pixels - v * size))
 
 
 @borrowing
