@@ -44,13 +44,13 @@ def _forward_task(task, logits, seed, out, geometry, tau):  # type: ignore[no-un
     g = softmax_geometry(geometry)
     start, rows = _block(task, g)
     values = np.empty(g.K * rows, np.float64)
-    best = np.empty(rows, np.int64)
+    best, top = np.empty(rows, np.int64), np.empty(rows, np.float64)
     _perturb(values, logits, seed, start, rows, g)
-    _find_best(values, best, g.K, rows)
+    _find_best(values, best, top, g.K, rows)
     if g.hard != 0:
-        _write_one_hot(values, best, out, start, rows, g.K, g.inner)
+        _write_one_hot(best, top, out, start, rows, g.K, g.inner)
     else:
-        _normalise(values, best, g.K, rows, tau)
+        _normalise(values, top, g.K, rows, tau)
         for k in range(g.K):
             for r in range(rows):
                 store(out, start + k * g.inner + r, values[k * rows + r])
@@ -61,10 +61,10 @@ def _backward_task(task, grad_out, logits, seed, grad_logits, geometry, tau):  #
     g = softmax_geometry(geometry)
     start, rows = _block(task, g)
     values = np.empty(g.K * rows, np.float64)
-    best = np.empty(rows, np.int64)
+    best, top = np.empty(rows, np.int64), np.empty(rows, np.float64)
     _perturb(values, logits, seed, start, rows, g)
-    _find_best(values, best, g.K, rows)
-    _normalise(values, best, g.K, rows, tau)
+    _find_best(values, best, top, g.K, rows)
+    _normalise(values, top, g.K, rows, tau)
     _write_gradient(values, grad_out, grad_logits, start, rows, g.K, g.inner, tau)
 
 
@@ -120,34 +120,31 @@ def _perturb(values, logits, seed, start, rows, g):  # type: ignore[no-untyped-d
 
 
 @borrowing
-def _find_best(values, best, K, rows):  # type: ignore[no-untyped-def]
-    """Write to `best` where each row has its largest value, the first of equal ones; a NaN is larger than all else."""
+def _find_best(values, best, top, K, rows):  # type: ignore[no-untyped-def]
+    """Write where each row has its largest value, the first of equal ones, and that; a NaN is larger than all else."""
     for r in range(rows):
-        best[r] = 0
+        best[r], top[r] = 0, values[r]
     for k in range(1, K):
         for r in range(rows):
-            value, top = values[k * rows + r], values[best[r] * rows + r]
-            if value > top or (value != value and top == top):
-                best[r] = k
+            value, before = values[k * rows + r], top[r]
+            larger = (value > before) | ((value != value) & (before == before))
+            best[r] = k if larger else best[r]
+            top[r] = value if larger else before
 
 
 @borrowing
-def _write_one_hot(values, best, out, start, rows, K, inner):  # type: ignore[no-untyped-def]
+def _write_one_hot(best, top, out, start, rows, K, inner):  # type: ignore[no-untyped-def]
     for k in range(K):
         for r in range(rows):
-            top = values[best[r] * rows + r]
             hot = 1.0 if best[r] == k else 0.0
-            store(out, start + k * inner + r, hot if top == top else np.nan)
+            store(out, start + k * inner + r, hot if top[r] == top[r] else np.nan)
 
 
 @inlined
-def _normalise(values, best, K, rows, tau):  # type: ignore[no-untyped-def]
-    """Turn values (K, rows) into their softmax over K."""
-    top = np.empty(rows, np.float64)
+def _normalise(values, top, K, rows, tau):  # type: ignore[no-untyped-def]
+    """Turn values (K, rows), of which the largest are `top`, into their softmax over K."""
     total = np.zeros(rows, np.float64)
     part = np.zeros(rows, np.float64)
-    for r in range(rows):
-        top[r] = values[best[r] * rows + r]
     for k in range(K):
         for r in range(rows):
             power = exp((values[k * rows + r] - top[r]) / tau)
