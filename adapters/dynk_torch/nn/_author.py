@@ -35,8 +35,8 @@ def load_author_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor], *
     All other keys are taken as they are. Give `DDF` the `groups` of the authors' head, and `DDFUp` the
     `guidance_channels` of their joint_channels; local deformable kernels `kernel_boundary="zeros"` unless the authors'
     rotation_clip is "scope", `data_offsets=True` for DeformKernelConv2d, and `offset_groups` as many as channels for
-    rotation_groups between 1 and that: theirs take every so manieth channel and ours a block of them, so each channel
-    gets a copy of what infers its offsets, and training on tells the copies apart.
+    several rotation_groups: theirs deal the channels out one by one, ours are blocks of them, so that each channel gets
+    a copy of what infers its offsets, which further training tells apart.
 
     Parameters
     ----------
