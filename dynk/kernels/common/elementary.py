@@ -5,6 +5,8 @@ A call of the C library stands for each number by itself.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dynk.kernels.common.compile import borrowing
@@ -17,6 +19,8 @@ _BITS, _BIAS = np.int64(52), np.int64(1023)  # of a float64's fraction and expon
 _ROUND = 1.5 * 2.0**52  # what is added to it has no room for a fraction
 _ROUND_BITS = np.int64(np.float64(_ROUND).view(np.int64))
 _LEAST = -746.0  # whose exponential is 0
+_ARTANH = tuple(2 / n for n in range(21, 1, -2))  # of 2 artanh(s) / s in s^2, but for its first term
+_EXP = tuple(1 / math.factorial(n) for n in range(13, 1, -1))
 
 
 @borrowing
@@ -30,15 +34,7 @@ def log(x):  # type: ignore[no-untyped-def]
     f = np.int64(bits - (exponent << _BITS)).view(np.float64) - 1.0
     k, s = np.float64(exponent), f / (f + 2.0)
     z = s * s
-    series = z * (2 / 21) + 2 / 19
-    series = z * series + 2 / 17
-    series = z * series + 2 / 15
-    series = z * series + 2 / 13
-    series = z * series + 2 / 11
-    series = z * series + 2 / 9
-    series = z * series + 2 / 7
-    series = z * series + 2 / 5
-    series = z * series + 2 / 3
+    series = _polynomial(z, _ARTANH)
     half = 0.5 * f * f  # 2 s = f - s f = f - half + s half, of which f alone is exact
     return k * _LN2 - ((half - (s * (half + z * series) + k * _LN2_REST)) - f)
 
@@ -50,21 +46,20 @@ def exp(x):  # type: ignore[no-untyped-def]
     shifted = x * _LOG2_E + _ROUND
     n = shifted - _ROUND
     r = x - n * _LN2 - n * _LN2_REST
-    power = r * (1 / 6227020800) + 1 / 479001600
-    power = r * power + 1 / 39916800
-    power = r * power + 1 / 3628800
-    power = r * power + 1 / 362880
-    power = r * power + 1 / 40320
-    power = r * power + 1 / 5040
-    power = r * power + 1 / 720
-    power = r * power + 1 / 120
-    power = r * power + 1 / 24
-    power = r * power + 1 / 6
-    power = r * power + 0.5
+    power = _polynomial(r, _EXP)
     power = r * r * power + r + 1.0
     exponent = np.float64(shifted).view(np.int64) - _ROUND_BITS
     half = exponent >> np.int64(1)  # 2^n in two factors, since it may be below what a number of full precision holds
     return power * _power_of_2(half) * _power_of_2(exponent - half)
+
+
+@borrowing
+def _polynomial(x, coefficients):  # type: ignore[no-untyped-def]
+    """Return a polynomial, from its coefficient of the highest power on."""
+    value = 0.0
+    for coefficient in coefficients:
+        value = x * value + coefficient
+    return value
 
 
 @borrowing

@@ -14,12 +14,12 @@ from numba import extending, types
 
 from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.dtypes import narrow, widen
+from dynk.kernels.common.lowering import VECTOR_BYTES
 
 # Numba is typed in part only.
 intrinsic: Any = extending.intrinsic
 overload: Any = extending.overload
 
-LINE = 64  # bytes of a line of the cache
 DTYPE_OF_STORAGE = {np.dtype(np.int16): "float16", np.dtype(np.uint16): "bfloat16"}
 
 
@@ -90,21 +90,21 @@ def _store(array, i, value):  # type: ignore[no-untyped-def]
 @overload(accumulators)
 def _accumulators(like, size):  # type: ignore[no-untyped-def]
     if like.dtype == types.float64:
-        return lambda like, size: _on_line(np.zeros(size + LINE // 8, np.float64), size)
-    return lambda like, size: _on_line(np.zeros(size + LINE // 4, np.float32), size)
+        return lambda like, size: _on_line(np.zeros(size + VECTOR_BYTES // 8, np.float64), size)
+    return lambda like, size: _on_line(np.zeros(size + VECTOR_BYTES // 4, np.float32), size)
 
 
 @overload(unset)
 def _unset(like, size):  # type: ignore[no-untyped-def]
     if like.dtype == types.float64:
-        return lambda like, size: _on_line(np.empty(size + LINE // 8, np.float64), size)
-    return lambda like, size: _on_line(np.empty(size + LINE // 4, np.float32), size)
+        return lambda like, size: _on_line(np.empty(size + VECTOR_BYTES // 8, np.float64), size)
+    return lambda like, size: _on_line(np.empty(size + VECTOR_BYTES // 4, np.float32), size)
 
 
 @inlined
 def _on_line(room, size):  # type: ignore[no-untyped-def]
     """Return `size` elements that begin where a line of the cache does, so that no vector of them lies across two."""
-    skipped = (LINE - room.ctypes.data % LINE) // room.itemsize
+    skipped = (VECTOR_BYTES - room.ctypes.data % VECTOR_BYTES) // room.itemsize
     return room[skipped : skipped + size]
 
 

@@ -175,6 +175,16 @@ def number_points(points, start, count, width):  # type: ignore[no-untyped-def]
 
 
 @borrowing
+def read_at(points, k, corner, width):  # type: ignore[no-untyped-def]
+    """Return one of the four positions around a point, -1 if it is not read, and its weight."""
+    own = CORNERS[corner] | READS
+    share = points.high_y[k] if corner >= 2 else points.low_y[k]
+    share *= points.high_x[k] if corner % 2 == 1 else points.low_x[k]
+    position = points.elements[k] + corner // 2 * width + corner % 2
+    return position if points.flags[k] & own == own else -1, share
+
+
+@borrowing
 def place_axis(  # type: ignore[no-untyped-def]
     offsets, start, halves, bases, shift, extent, clip, count, cells, low, high, flags, to, scale, numbers
 ):

@@ -19,6 +19,7 @@ from dynk.kernels.deformable.cpu_points import (
     new_points,
     number_points,
     place_axis,
+    read_at,
 )
 from dynk.kernels.deformable.cpu_tables import slope_weights, slopes_of
 from dynk.kernels.deformable.geometry import SampleGeometry
@@ -93,11 +94,8 @@ def _share_out(points, shares, masks, tap_step, position_step, g):  # type: igno
     fill(masks, 0)
     for t in range(g.kh * g.kw):
         for corner in range(4):
-            own = CORNERS[corner] | READS
-            if points.flags[t] & own == own:
-                share = points.high_y[t] if corner >= 2 else points.low_y[t]
-                share *= points.high_x[t] if corner % 2 == 1 else points.low_x[t]
-                position = points.elements[t] + corner // 2 * g.Sw + corner % 2
+            position, share = read_at(points, t, corner, g.Sw)
+            if position >= 0:
                 at = t * tap_step + position * position_step
                 shares[at] = share
                 masks[at // size] |= 1 << at % size

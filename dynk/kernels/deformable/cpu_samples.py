@@ -13,7 +13,7 @@ import numpy as np
 
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, inlined
-from dynk.kernels.common.numeric import accumulators, load, store
+from dynk.kernels.common.numeric import accumulators, fill, load, store
 from dynk.kernels.common.products import CHAIN, VECTORS, ceil_div, everywhere, place, tile_pixels
 from dynk.kernels.deformable.cpu_points import (
     CORNERS,
@@ -23,6 +23,7 @@ from dynk.kernels.deformable.cpu_points import (
     new_points,
     place_in_image,
     place_in_scope,
+    read_at,
 )
 
 TURNED = 2**22  # numbers of all images that are turned at once, at most
@@ -108,19 +109,14 @@ def _share_out(plan, tile, g):  # type: ignore[no-untyped-def]
     scope, shares, masks = plan.scope, plan.shares, plan.masks
     taps, positions, width = g.kh * g.kw, g.Sh * g.Sw, tile.rows.size
     size = width // (masks.size // (taps * positions))
-    for k in range(shares.size):
-        shares[k] = 0
-    for k in range(masks.size):
-        masks[k] = 0
+    fill(shares, 0)
+    fill(masks, 0)
     for t in range(taps):
         for k in range(tile.pixels):
             point, v, lane = t * width + k, k // size, k % size
             for corner in range(4):
-                own = CORNERS[corner] | READS
-                if scope.flags[point] & own == own:
-                    share = scope.high_y[point] if corner >= 2 else scope.low_y[point]
-                    share *= scope.high_x[point] if corner % 2 == 1 else scope.low_x[point]
-                    position = scope.elements[point] + corner // 2 * g.Sw + corner % 2
+                position, share = read_at(scope, point, corner, g.Sw)
+                if position >= 0:
                     at = (v * positions + position) * taps + t
                     shares[at * size + lane] = share
                     masks[at] |= 1 << lane

@@ -153,7 +153,7 @@ def grad_x_task(  # type: ignore[no-untyped-def]
         if parts.size > 0:
             fill(sums, 0)
             _add_all_shares(tile, x, group * channels + c, count, columns, sums, g)
-            _write_shares(tile, sums, parts, (task // bands % (blocks * _groups(g)) * g.N + n) * g.D, again, g)
+            _write_shares(tile, sums, parts, ((group * blocks + c // block) * g.N + n) * g.D, again, g)
     to = ((n * g.C + group * channels + c) * g.H + first_row) * g.W
     _write_planes(planes, count, band, grad_x, to, again, g)
 

@@ -29,7 +29,7 @@ from dynk.kernels.dilated.cpu_rows import (
     rows_of,
     shifts_of,
     tap_sums,
-    write,
+    write_sums,
 )
 from dynk.kernels.dilated.cpu_tiles import dilation_geometry
 
@@ -83,7 +83,7 @@ def _make_grad_x(n, first, last, c0, c1, grad_out, weight, mixture, grad_x, like
             _scale_rows(read, grad_out, (n * g.O + o) * g.Ho * g.Wo, shares, scaled, band.origin, band.room, g)
             known &= load_kernel(weight, o * kernel.size, kernel)
             _add_convolutions(band, scaled, shifts, kernel, sums, o > c * many, g)
-        doubt = vector.add(doubt, _write_sums(band, sums, 0, grad_x, (n * g.C + c) * g.H * g.W, g))
+        doubt = vector.add(doubt, write_sums(band, sums, 0, like, 0, grad_x, (n * g.C + c) * g.H * g.W, g))
     return known and is_zero(doubt)
 
 
@@ -116,18 +116,6 @@ def _add_convolutions(band, scaled, shifts, kernel, sums, more, g):  # type: ign
         for d in range(g.D):
             result = vector.add(tap_sums(scaled, starts, shifts, d * kernel.size, kernel), result)
         vector.store(sums, here, result)
-
-
-@borrowing
-def _write_sums(band, sums, at, out, plane, g):  # type: ignore[no-untyped-def]
-    """Write the sums to a plane of the gradient; return 0 in the lanes where all of them are finite, else NaN."""
-    size, doubt = vector.lanes(sums), vector.zeros(sums, 0)
-    for v in range(0, band.vectors, 8):
-        result = vector.load(sums, vector.spaced(at + v * size, size, PACK))
-        for lanes in vector.zero_or_nan(result):
-            doubt = vector.add(doubt, lanes)
-        write(band, out, plane, v, result, size, g)
-    return doubt
 
 
 # ---- the gradient of the dilations' weights --------------------------------------------------------------------------
@@ -173,7 +161,7 @@ def _make_grad_shares(n, first, last, grad_out, x, weight, grad_shares, like, ge
     doubt = vector.zeros(like, 0)
     for d in range(g.D):
         plane = (n * g.D + d) * g.Ho * g.Wo
-        doubt = vector.add(doubt, _write_sums(band, sums, d * band.vectors * size, grad_shares, plane, g))
+        doubt = vector.add(doubt, write_sums(band, sums, d * band.vectors * size, like, 0, grad_shares, plane, g))
     return known and is_zero(doubt)
 
 

@@ -44,11 +44,11 @@ def _forward_task(task, logits, seed, out, geometry, tau):  # type: ignore[no-un
     g = softmax_geometry(geometry)
     start, rows = _block(task, g)
     values = np.empty(g.K * rows, np.float64)
-    best, top = np.empty(rows, np.int64), np.empty(rows, np.float64)
+    top = np.empty(rows, np.float64)
     _perturb(values, logits, seed, start, rows, g)
-    _find_best(values, best, top, g.K, rows)
+    _find_largest(values, top, g.K, rows)
     if g.hard != 0:
-        _write_one_hot(best, top, out, start, rows, g.K, g.inner)
+        _write_one_hot(values, top, out, start, rows, g.K, g.inner)
     else:
         _normalise(values, top, g.K, rows, tau)
         for k in range(g.K):
@@ -61,9 +61,9 @@ def _backward_task(task, grad_out, logits, seed, grad_logits, geometry, tau):  #
     g = softmax_geometry(geometry)
     start, rows = _block(task, g)
     values = np.empty(g.K * rows, np.float64)
-    best, top = np.empty(rows, np.int64), np.empty(rows, np.float64)
+    top = np.empty(rows, np.float64)
     _perturb(values, logits, seed, start, rows, g)
-    _find_best(values, best, top, g.K, rows)
+    _find_largest(values, top, g.K, rows)
     _normalise(values, top, g.K, rows, tau)
     _write_gradient(values, grad_out, grad_logits, start, rows, g.K, g.inner, tau)
 
@@ -120,23 +120,25 @@ def _perturb(values, logits, seed, start, rows, g):  # type: ignore[no-untyped-d
 
 
 @borrowing
-def _find_best(values, best, top, K, rows):  # type: ignore[no-untyped-def]
-    """Write where each row has its largest value, the first of equal ones, and that; a NaN is larger than all else."""
+def _find_largest(values, top, K, rows):  # type: ignore[no-untyped-def]
+    """Write the largest value of each row; a NaN is larger than all else."""
     for r in range(rows):
-        best[r], top[r] = 0, values[r]
+        top[r] = values[r]
     for k in range(1, K):
         for r in range(rows):
-            value, before = values[k * rows + r], top[r]
-            larger = (value > before) | ((value != value) & (before == before))
-            best[r] = k if larger else best[r]
-            top[r] = value if larger else before
+            value = values[k * rows + r]
+            top[r] = value if (value > top[r]) | (value != value) else top[r]
 
 
-@borrowing
-def _write_one_hot(best, top, out, start, rows, K, inner):  # type: ignore[no-untyped-def]
+@inlined
+def _write_one_hot(values, top, out, start, rows, K, inner):  # type: ignore[no-untyped-def]
+    """Write 1 where the first of each row's largest values is, else 0; NaN to a row that holds one."""
+    found = np.zeros(rows, np.bool_)
     for k in range(K):
         for r in range(rows):
-            hot = 1.0 if best[r] == k else 0.0
+            is_first = values[k * rows + r] == top[r] and not found[r]
+            found[r] |= is_first
+            hot = 1.0 if is_first else 0.0
             store(out, start + k * inner + r, hot if top[r] == top[r] else np.nan)
 
 

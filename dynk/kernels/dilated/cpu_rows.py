@@ -127,7 +127,7 @@ def sum_rows(n, first, last, c0, c1, x, weight, mixture, bias, out, like, geomet
                     _convolve(band, d, image, shifts, shares, kernel, sums, g)
             for v in range(rows * across, band.vectors):  # the last pack's are those of the last row again
                 vector.store(sums, v * size, vector.load(sums, ((rows - 1) * across + v % across) * size))
-            doubt = vector.add(doubt, _write_sums(band, (n * g.O + o) * g.Ho * g.Wo, o, sums, bias, out, g))
+            doubt = vector.add(doubt, write_sums(band, sums, 0, bias, o, out, (n * g.O + o) * g.Ho * g.Wo, g))
     return known and is_zero(doubt)
 
 
@@ -236,12 +236,15 @@ def _add_share(share, total, here, sums, d):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _write_sums(band, plane, o, sums, bias, out, g):  # type: ignore[no-untyped-def]
-    """Write the vectors of an output channel; return 0 in the lanes where all of them are finite, else NaN."""
+def write_sums(band, sums, at, bias, o, out, plane, g):  # type: ignore[no-untyped-def]
+    """Write sums, from `at` on, to a plane; return 0 in the lanes where all of them are finite, else NaN.
+
+    The bias of channel o is added, unless the array of biases is empty.
+    """
     size, doubt = vector.lanes(sums), vector.zeros(sums, 0)
     for v in range(0, band.vectors, 8):
-        result = vector.load(sums, vector.spaced(v * size, size, PACK))
-        if g.has_bias != 0:
+        result = vector.load(sums, vector.spaced(at + v * size, size, PACK))
+        if bias.size > 0:
             result = vector.add(vector.broadcast(bias, o), result)
         for lanes in vector.zero_or_nan(result):
             doubt = vector.add(doubt, lanes)

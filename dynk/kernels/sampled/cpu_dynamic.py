@@ -61,8 +61,9 @@ def dynamic_filter_backward(grad_out, x, kernel, grad_x, grad_kernel, geometry, 
 def _forward_task(task, x, kernel, out, choice, geometry):  # type: ignore[no-untyped-def]
     g = sample_geometry(geometry)
     o, y, n = task % g.O, task // g.O % g.H, task // g.O // g.H
-    sample, part, reduced = accumulators(x, g.W), accumulators(x, g.W), accumulators(x, g.W)
     masks, vectors = np.empty(g.kw * 4, np.int64), vectors_of_row(x, g)
+    sample = accumulators(x, (vectors + 1) * vector.lanes(x))  # the last pack may have a vector too many
+    part, reduced = accumulators(x, g.W), accumulators(x, g.W)
     for a in range(g.samples):
         for b in range(g.samples):
             v = 0
@@ -105,9 +106,7 @@ def _sample(n, a, b, o, y, v, pack, x, kernel, masks, row, g):  # type: ignore[n
                 if chains == CHAIN:
                     total, part, chains = vector.add(part, total), vector.zeros(row, pack), 0
     total = vector.add(vector.add(chain, part), total)
-    for k in range(len(pack)):
-        masks[k] = vector.between(0, g.W - (v + k) * size)
-    vector.store_where(row, starts, 1, total, vector.pick(masks, vector.spaced(0, 1, pack)))
+    vector.store(row, starts, total)
 
 
 @inlined
