@@ -238,6 +238,33 @@ def test_tbb_is_preferred_but_never_against_the_user():
     assert run(launched).split() == ["workqueue"]
 
 
+SHARED = f"""
+{CALL}
+import os, numba, torch
+from dynk.kernels.common import threads
+call()  # the first: it may start threads of its own
+image, weight = torch.ones(8, 64, 28, 28), torch.ones(64, 64, 3, 3)
+torch.nn.functional.conv2d(image, weight)
+before = len(os.listdir("/proc/self/task"))
+call()
+started = len(os.listdir("/proc/self/task")) - before
+counts = []
+for count in (1, 2, 3):
+    torch.set_num_threads(count)
+    threads.call_shared(lambda: counts.append(numba.get_num_threads()), ())
+print(threads.layer(), threads.mode(), started, counts, numba.get_num_threads())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are shared on Linux")
+def test_kernels_run_on_as_many_threads_of_torch_as_it_uses():
+    pytest.importorskip("torch")
+    assert run(SHARED, NUMBA_NUM_THREADS="2", OMP_NUM_THREADS="2").strip() == "omp shared 0 [1, 2, 2] 2"
+    for settings in ({"NUMBA_THREADING_LAYER": "workqueue"}, {"NUMBA_THREADING_LAYER_PRIORITY": "workqueue omp tbb"}):
+        report = "import torch; from dynk.kernels.common import threads; print(threads.layer())"
+        assert run(report, **settings).split() == ["workqueue"]
+
+
 LOADER = """
 {call}
 import sys

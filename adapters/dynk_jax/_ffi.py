@@ -237,7 +237,7 @@ def _for_xla(kernel: Any) -> Any:
     threads of each can hang when the process ends.
     """
     alone = len(jax.local_devices(backend="cpu")) == 1
-    return kernel if alone and threads.mode() == threads.PARALLEL else serial(kernel)
+    return kernel if alone and threads.mode() in (threads.PARALLEL, threads.SHARED) else serial(kernel)
 
 
 def _native_handler(kernel: Any, call: Call, dtype: str) -> Any:

@@ -93,11 +93,14 @@ def run(
         arrays = read + [absent if a is None else flat(a) for a in outputs]
     else:
         arrays = [absent if a is None else flat(a) for a in (*inputs, *outputs)]
+    arguments = *arrays, plan.geometry_array, plan.reals_array
     mode = threads.mode()
     if mode is threads.PARALLEL:
-        kernel(*arrays, plan.geometry_array, plan.reals_array)
+        kernel(*arguments)
+    elif mode is threads.SHARED:
+        threads.call_shared(kernel, arguments)
     elif mode is threads.SERIAL:
-        serial(kernel)(*arrays, plan.geometry_array, plan.reals_array)
+        serial(kernel)(*arguments)
     else:
         with threads.TURN:
-            kernel(*arrays, plan.geometry_array, plan.reals_array)
+            kernel(*arguments)
