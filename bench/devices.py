@@ -144,9 +144,9 @@ def _driver_pool() -> Callable[[], int]:
 
 def find(kind: str | None) -> Cpu | Cuda:
     """Return the device asked for, or CUDA where PyTorch has it, else the processor."""
-    if kind is None:
-        import torch
+    import torch  # before dynk's kernels run: beside it they take its threads
 
+    if kind is None:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     return Cuda() if kind == "cuda" else Cpu()
 

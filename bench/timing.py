@@ -13,9 +13,9 @@ from bench.registry import Call
 
 _PRESSURE = Path("/proc/pressure/cpu")
 _BUSY_SHARE = 0.03  # of a sample's time that some process may have waited for a core
-# Seconds of calls before each sample: woken threads share a core with others, of this process too, for milliseconds
-# before the system moves them, and are half as fast until then.
-_WARM = 0.01
+# Seconds of calls before each sample, at least one unless it takes longer than _LONG: woken threads share a core with
+# others, of this process too, for milliseconds before the system moves them, and are half as fast until then.
+_WARM, _LONG = 0.01, 0.2
 LEAST = 3  # samples that every contender gets
 _MOST_TRIES = 3  # samples that may be taken for each clean one that is wanted
 
@@ -62,8 +62,8 @@ def interleave(
         for name in names:
             time.sleep(0.003)  # the threads of the contender before go to sleep
             start = time.perf_counter()
-            if once[name] < _WARM:
-                clock(calls[name], int(_WARM / once[name]))
+            if once[name] < _LONG:
+                clock(calls[name], max(1, int(_WARM / once[name])))
             repeats = max(1, int(sample_ms / 1e3 / once[name]))
             sample(samples[name], partial(clock, calls[name], repeats))
             spent[name] += time.perf_counter() - start
