@@ -62,7 +62,7 @@ def layer() -> str:
 
 
 def call_shared(kernel: Any, arguments: tuple[Any, ...]) -> None:
-    """Call a kernel on no more threads than PyTorch uses: its pool ends and starts threads when their number changes."""
+    """Call a kernel on no more threads than PyTorch uses: its pool ends and starts some when their number changes."""
     before = numba.get_num_threads()
     count = sys.modules["torch"].get_num_threads()
     if before <= count:
@@ -96,13 +96,16 @@ def _running() -> str | None:
 
 def _load_openmp_of_torch() -> bool:
     """Make Numba take the OpenMP that PyTorch has loaded, and return whether it will."""
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     if sys.platform != "linux" or not hasattr(torch, "get_num_threads"):  # or it is being imported
         return False
     if config.THREADING_LAYER != "default" or config.THREADING_LAYER_PRIORITY != _LAYERS:
         return False
+    path = _openmp_of(Path(torch.__file__).parent)
+    if path is None:
+        return False
     try:
-        ctypes.CDLL(_openmp_of(Path(torch.__file__).parent), mode=ctypes.RTLD_GLOBAL)  # found before any other then
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)  # found before any other then
         importlib.import_module("numba.np.ufunc.omppool")
     except (OSError, ImportError):
         return False
@@ -110,14 +113,12 @@ def _load_openmp_of_torch() -> bool:
     return True
 
 
-def _openmp_of(package: Path) -> str:
-    """Return the one GNU OpenMP that this process has loaded, that of a package if there are several."""
+def _openmp_of(package: Path) -> str | None:
+    """Return the one GNU OpenMP that this process has loaded, or that of a package; None if it is not known which."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     loaded = {line.split(maxsplit=5)[5] for line in lines if "/libgomp" in line}
     own = {path for path in loaded if path.startswith(str(package))}  # in torch/lib or torch.libs
-    if len(own or loaded) != 1:
-        raise OSError("PyTorch has no OpenMP, or it is not known which")
-    return (own or loaded).pop()
+    return (own or loaded).pop() if len(own or loaded) == 1 else None
 
 
 def _load_tbb() -> bool:

@@ -72,11 +72,13 @@ def backward_x(call: Call, operands: tuple[Any, ...], data_offset: Any, gradient
         part = Part(first, pixels, listing.first_block * in_block + first_channel, channels)
         columns = call.grad_columns(part, *operands[:2])
         args = *operands, columns, places, entries, carried, gradient
-        in_turn = min(channels, in_block)
-        threads = listing.images * channels // in_turn * divide_up(in_turn, _held(call)) * listing.rows * g.W
         more = int(listing.first_pixel + listing.pixels < call.pixels)
-        blocks = divide_up(threads, THREADS)
-        call.launch(TAPS, "deform_backward_x", blocks, args, part, listing, more, kind=call.kind)
+        in_turn = min(channels, in_block)
+        warps = min(THREADS // WARP, divide_up(in_turn, _held(call)))
+        turns = channels // in_turn * divide_up(in_turn, warps * _held(call))
+        blocks = listing.images * turns * divide_up(listing.rows * g.W, WARP)
+        args = *args, *call.numbers(part, listing, more)
+        call.cuda.launch(TAPS, call.expression("deform_backward_x", call.kind), (blocks,), (warps * WARP,), args)
 
 
 def _held(call: Call) -> int:

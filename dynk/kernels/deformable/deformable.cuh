@@ -146,6 +146,10 @@ struct Pixel {
         n = rest;
         at = number - n * g.pixels();
     }
+    __device__ __forceinline__ Pixel(const DeformGeometry<Index>& g, Index n_, Index at_) : n(n_), at(at_) {
+        y = at / g.Wo;
+        x = at - y * g.Wo;
+    }
 };
 
 template <typename T, typename Index>

@@ -217,49 +217,79 @@ __global__ void __launch_bounds__(1024, 1) deform_places(int* __restrict__ place
 
 // ---- the image -----------------------------------------------------------------------------------------------------------
 
-// Channels of a thread.
+// Channels of a thread, and warps of a block: each has EACH channels of the same positions.
 template <typename Acc>
 constexpr int CHANNELS = sizeof(Acc) == 8 ? 2 : 4;
+constexpr int WARPS = 8;
 
-// Calls visit(pixel, data point, tap, neighbour) for each tap of a block that reads position (n, y, x) of the image, among
-// those listed.
-template <typename T, typename Index, typename Visit>
-__device__ __forceinline__ void each_reader(const Operands<T, Index>& operands, const Listing<Index>& listing,
-                                            const int* places, const int* entries, Index n, Index y, Index x, Index block,
-                                            Visit visit) {
-    const auto& g = operands.g;
-    if (!g.has_data) {
-        for (Index t = 0; t < g.taps(); ++t) {
-            const Index i = t / g.kw, j = t - i * g.kw;
+// A tap that reads a position: its output pixel, -1 if there is none, what the position counts in its sample, and the mask.
+template <typename Acc, typename Index>
+struct Reader {
+    Index at, t;
+    Acc share, shade;
+};
+
+// The taps of a block that read position (n, y, x) of the image, among those listed, in order.
+template <typename T, typename Index>
+struct Readers {
+    using Acc = accumulator<T>;
+    const Operands<T, Index>& operands;
+    const Listing<Index>& listing;
+    Index n, y, x, block, count;
+    const int* list = nullptr;
+    int base[4], upto[4];  // of each neighbour: where the list has its readers, less their numbers, and the end of these
+
+    __device__ __forceinline__ Readers(const Operands<T, Index>& operands_, const Listing<Index>& listing_, const int* places,
+                                       const int* entries, Index n_, Index y_, Index x_, Index block_)
+        : operands(operands_), listing(listing_), n(n_), y(y_), x(x_), block(block_), count(operands_.g.taps()) {
+        const auto& g = operands.g;
+        if (!g.has_data) return;
+        const Index unit = (n - listing.first_image) * listing.blocks + block - listing.first_block;
+        const Index cells = listing.cells(g);
+        const int* ends = places + ((long long)unit * listing.segments + listing.segments - 1) * cells;
+        list = entries + (long long)unit * listing.entries(g);
+        count = 0;
+#pragma unroll
+        for (int neighbour = 0; neighbour < 4; ++neighbour) {
+            const Index cell = (y - neighbour / 2 - listing.first_row + 1) * (g.W + 1) + x - neighbour % 2 + 1;
+            const int first = cell > 0 ? ends[cell - 1] : 0;
+            base[neighbour] = first - int(count);
+            count += ends[cell] - first;
+            upto[neighbour] = int(count);
+        }
+    }
+
+    __device__ __forceinline__ Reader<Acc, Index> operator[](Index k) const {
+        const auto& g = operands.g;
+        if (!g.has_data) {  // the tap of this number, if any pixel's reads here
+            const Index i = k / g.kw, j = k - i * g.kw;
             const Index ay = anchor_of(y, i * g.dil_h - g.pad_h, g.stride_h, g.Ho);
             const Index ax = anchor_of(x, j * g.dil_w - g.pad_w, g.stride_w, g.Wo);
-            const Index at = ay * g.Wo + ax - listing.first_pixel;
-            if (ay < 0 || ax < 0 || !inside(at, listing.pixels)) continue;
-            const Pixel<Index> pixel(g, n * g.pixels() + ay * g.Wo + ax);
-            visit(pixel, operands.data_point(pixel, block, t), t, 0, 0);
+            const Index at = ay * g.Wo + ax;
+            if (ay < 0 || ax < 0 || !inside(at - listing.first_pixel, listing.pixels)) return {-1, 0, 0, 0};
+            return reader(at, k, 0, 0);
         }
-        return;
-    }
-    const Index unit = (n - listing.first_image) * listing.blocks + block - listing.first_block, cells = listing.cells(g);
-    const int* ends = places + ((long long)unit * listing.segments + listing.segments - 1) * cells;
-    const int* list = entries + (long long)unit * listing.entries(g);
-#pragma unroll 1
-    for (int neighbour = 0; neighbour < 4; ++neighbour) {
-        const int a = neighbour / 2, b = neighbour % 2;
-        const Index cell = (y - a - listing.first_row + 1) * (g.W + 1) + x - b + 1;
-        const int end = ends[cell];
-        for (int at = cell > 0 ? ends[cell - 1] : 0; at < end; ++at) {
-            const Index entry = list[at], t = entry / listing.pixels;
-            const Pixel<Index> pixel(g, n * g.pixels() + listing.first_pixel + entry - t * listing.pixels);
-            visit(pixel, operands.data_point(pixel, block, t), t, a, b);
+        int neighbour = 0, place = base[0];
+#pragma unroll
+        for (int next = 1; next < 4; ++next) {
+            if (k >= upto[next - 1]) neighbour = next, place = base[next];
         }
+        const Index entry = list[place + k], t = entry / listing.pixels;
+        return reader(listing.first_pixel + entry - t * listing.pixels, t, neighbour / 2, neighbour % 2);
     }
-}
 
-// Each thread gathers CHANNELS elements of a position. Where the pixels come in several parts, the sums over those before are
-// in `carried`, or in the gradient itself if that is null; `more` says that this part is not the last.
+  private:
+    __device__ __forceinline__ Reader<Acc, Index> reader(Index at, Index t, int a, int b) const {
+        const Pixel<Index> pixel(operands.g, n, at);
+        return {at, t, operands.data_point(pixel, block, t).weight(a, b), operands.mask_of(pixel, block, t)};
+    }
+};
+
+// Each thread gathers CHANNELS elements of a position; the taps that read it are found once for all warps. Where the pixels
+// come in several parts, the sums over those before are in `carried`, or in the gradient itself if that is null; `more` says
+// that this part is not the last.
 template <typename T, typename Index, bool DENSE>
-__global__ void __launch_bounds__(256, 1)
+__global__ void __launch_bounds__(32 * WARPS, 1)
     deform_backward_x(const T* __restrict__ grad_out, const T* __restrict__ weight, const T* __restrict__ kernel_offset,
                       const T* __restrict__ data_offset, const T* __restrict__ mask,
                       const accumulator<T>* __restrict__ grad_columns, const int* __restrict__ places,
@@ -267,36 +297,55 @@ __global__ void __launch_bounds__(256, 1)
                       DeformGeometry<Index> g, Part<Index> part, Listing<Index> listing, Index more) {
     using Acc = accumulator<T>;
     constexpr int EACH = CHANNELS<Acc>;
+    __shared__ Reader<Acc, Index> found[WARPS][32];
     const Operands<T, Index> operands{g, nullptr, weight, kernel_offset, data_offset, mask};
     const auto gradient = gradient_of<DENSE>(operands, grad_out, grad_columns, part);
     // Channels of a block of data offsets that are in the part, all of it or several whole blocks.
     const Index in_block = g.C / g.Gd, channels = part.channels < in_block ? part.channels : in_block;
-    long long rest = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    const Index x = Index(take(rest, (long long)g.W)), row = Index(take(rest, (long long)listing.rows));
-    const Index slice = Index(take(rest, (long long)divide_up<Index>(channels, EACH))) * EACH;
-    const Index first = part.first_channel + Index(take(rest, (long long)(part.channels / channels))) * channels + slice;
-    if (rest >= listing.images) return;
-    const Index n = listing.first_image + Index(rest), y = listing.first_row + row;
-    const Index block = operands.data_block(first), held = channels - slice < EACH ? channels - slice : Index(EACH);
-    Chains<Acc, EACH, 3> sums;
-    each_reader(operands, listing, places, entries, n, y, x, block,
-                [&](const Pixel<Index>& pixel, const Point<Acc, Index>& data, Index t, int a, int b) {
-                    const Acc shade = operands.mask_of(pixel, block, t), share = data.weight(a, b);
-                    Index kernel_block = -1;
-                    Point<Acc, Index> kernel;
+    const Index plane = listing.rows * g.W;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const Index turn = warps * EACH;  // channels of a block
+    Index rest = blockIdx.x;
+    const Index position = take(rest, divide_up<Index>(plane, 32)) * 32 + lane;
+    const Index slice = take(rest, divide_up(channels, turn)) * turn + warp * EACH;
+    const Index first_of_block = part.first_channel + take(rest, part.channels / channels) * channels;
+    const bool there = position < plane;
+    const Index row = there ? position / g.W : Index(0), x = there ? position - row * g.W : Index(0);
+    const Index n = listing.first_image + rest, y = listing.first_row + row;
+    const Index first = first_of_block + slice, block = operands.data_block(first_of_block);
+    const int held = !there || slice >= channels ? 0 : channels - slice < EACH ? int(channels - slice) : EACH;
+    const Readers<T, Index> readers(operands, listing, places, entries, n, y, x, block);
+    int most = there ? int(readers.count) : 0;  // readers of a position of the block
 #pragma unroll
-                    for (int k = 0; k < EACH; ++k) {
-                        if (k >= held) break;
-                        if (operands.kernel_block(first + k) != kernel_block) {
-                            kernel_block = operands.kernel_block(first + k);
-                            kernel = operands.kernel_point(pixel, kernel_block, t);
-                        }
-                        if (kernel.read()) {
-                            sums.chain[k] += share * (shade * gradient.tap(pixel, kernel, first + k, t));
-                        }
-                    }
-                    sums.step();
-                });
+    for (int distance = 16; distance > 0; distance /= 2) {
+        const int other = __shfl_xor_sync(0xffffffffu, most, distance);
+        most = most < other ? other : most;
+    }
+    Chains<Acc, EACH, 3> sums;
+    for (int begin = 0; begin < most; begin += warps) {
+        __syncthreads();
+        if (there) found[warp][lane] = begin + warp < readers.count ? readers[begin + warp] : Reader<Acc, Index>{-1, 0, 0, 0};
+        __syncthreads();
+        for (int k = 0; k < warps && held > 0; ++k) {
+            const Reader<Acc, Index> reader = found[k][lane];
+            if (reader.at < 0) continue;
+            const Pixel<Index> pixel(g, n, reader.at);
+            Index kernel_block = -1;
+            Point<Acc, Index> kernel;
+#pragma unroll
+            for (int c = 0; c < EACH; ++c) {
+                if (c >= held) break;
+                if (operands.kernel_block(first + c) != kernel_block) {
+                    kernel_block = operands.kernel_block(first + c);
+                    kernel = operands.kernel_point(pixel, kernel_block, reader.t);
+                }
+                if (kernel.read()) {
+                    sums.chain[c] += reader.share * (reader.shade * gradient.tap(pixel, kernel, first + c, reader.t));
+                }
+            }
+            sums.step();
+        }
+    }
 #pragma unroll
     for (int k = 0; k < EACH; ++k) {
         if (k >= held) break;
