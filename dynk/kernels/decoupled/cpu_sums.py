@@ -72,17 +72,20 @@ def sum_band(  # type: ignore[no-untyped-def]
         past_end = at + 3 * planes[0] + margin - values.size
         while margins == 0 and begin < end and past_end + tables[0][end * FIELDS - FIELDS + FIRST_VALUE] > 0:
             end -= 1
+        finite = True
         if columns == 3:
-            _sums_of_3(
+            finite = _sums_of_3(
                 begin, end, at, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes,
                 past, g
             )  # fmt: skip
         elif columns == 5:
-            _sums_of_5(
+            finite = _sums_of_5(
                 begin, end, at, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes,
                 past, g
             )  # fmt: skip
-        for v0, v1 in ((0, begin), (end, count)):
+        if not finite:
+            vector.drain()
+        for v0, v1 in ((0, begin), (begin, begin if finite else end), (end, count)):
             if v0 < v1:
                 _sums(
                     v0, v1, at, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes,
@@ -219,7 +222,7 @@ def _row_sums(columns: int):  # type: ignore[no-untyped-def]
     """Return a function that forms the sums of four channels for filters of rows that read values side by side.
 
     The vectors begin <= v < end stand so far inside the array that taps beyond the border may be read. Their filters
-    are 0, so that they change a sum only where it is not finite then; if there are any, such vectors are formed anew.
+    are 0, so that they change a sum only where it is not finite then: the function returns whether all sums are finite.
     """
 
     @borrowing
@@ -250,14 +253,7 @@ def _row_sums(columns: int):  # type: ignore[no-untyped-def]
                 doubt = vector.add(doubt, vector.add(vector.add(z[0], z[1]), vector.add(z[2], z[3])))
                 _write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, sweep, g)
                 even = total
-        if vector.within(doubt, 0.0, 0.0) != vector.between(0, size):
-            vector.drain()
-            for v in range(begin, end):
-                if fields[v * FIELDS + WHOLE] == 0:
-                    _sums(
-                        v, v + 1, start, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels,
-                        planes, past, g
-                    )  # fmt: skip
+        return vector.within(doubt, 0.0, 0.0) == vector.between(0, size)
 
     return sums
 
