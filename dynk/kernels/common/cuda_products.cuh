@@ -88,8 +88,9 @@ __device__ __forceinline__ void multiply_tf32(float (&sums)[4], const float (&ro
 }
 
 // The same on tensor cores, for rows that TF32 holds. Columns are the sum of two such numbers, but for the last two of their
-// 24 bits. A sum of few terms is formed at a time: tensor cores cut sums off. Not for NaN and infinity, which no sum of two
-// parts gives back.
+// 24 bits, or EXACT, a single one. A sum of few terms is formed at a time: tensor cores cut sums off. Not for NaN and
+// infinity, which no sum of two parts gives back.
+template <bool EXACT>
 __device__ __forceinline__ void multiply_step_tf32(Sums<float>& sums, const Strips<float>& strips) {
     const int t = threadIdx.x % 4, first = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 * 2;
     float units[2][2][4] = {};  // of two rows and two columns of instructions, which share the thread's places by turns
@@ -104,11 +105,13 @@ __device__ __forceinline__ void multiply_step_tf32(Sums<float>& sums, const Stri
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             const float column = strips.columns[depth + e / 2 * 4][first + e % 2];
-            leading[e % 2][e / 2] = in_tf32(column);
+            leading[e % 2][e / 2] = EXACT ? column : in_tf32(column);
             rest[e % 2][e / 2] = in_tf32(column - leading[e % 2][e / 2]);
         }
 #pragma unroll
-        for (int unit = 0; unit < 4; ++unit) multiply_tf32(units[unit / 2][unit % 2], rows[unit / 2], rest[unit % 2]);
+        for (int unit = 0; unit < 4; ++unit) {
+            if constexpr (!EXACT) multiply_tf32(units[unit / 2][unit % 2], rows[unit / 2], rest[unit % 2]);
+        }
 #pragma unroll
         for (int unit = 0; unit < 4; ++unit) multiply_tf32(units[unit / 2][unit % 2], rows[unit / 2], leading[unit % 2]);
     }
@@ -117,7 +120,7 @@ __device__ __forceinline__ void multiply_step_tf32(Sums<float>& sums, const Stri
 
 // ---- a tile ------------------------------------------------------------------------------------------------------------
 
-template <bool TF32, typename Acc, typename Index, typename LoadStrips>
+template <bool TF32, bool EXACT, typename Acc, typename Index, typename LoadStrips>
 __device__ __forceinline__ void multiply_by(Sums<Acc>& total, Strips<Acc>& strips, Index begin, Index end,
                                             LoadStrips load_strips) {
     Sums<Acc> chain, merged;
@@ -133,7 +136,7 @@ __device__ __forceinline__ void multiply_by(Sums<Acc>& total, Strips<Acc>& strip
         load_strips(strips, k);
         __syncthreads();
         if constexpr (TF32) {
-            multiply_step_tf32(chain, strips);
+            multiply_step_tf32<EXACT>(chain, strips);
         } else {
             multiply_step(chain, strips);
         }
@@ -151,17 +154,17 @@ __device__ __forceinline__ bool is_finite(Acc value) {
 }
 
 // Adds up a tile of EACH x EACH sums of each thread. load_strips(strips, k) writes DEPTH factors from depth k on, zeros
-// beyond the end; the rows are elements of T. All threads of a block must call it.
-template <typename T, typename Index, typename LoadStrips>
+// beyond the end; the rows are elements of T, and EXACT, so are the columns. All threads of a block must call it.
+template <typename T, bool EXACT = false, typename Index, typename LoadStrips>
 __device__ __forceinline__ void multiply(Sums<accumulator<T>>& total, Strips<accumulator<T>>& strips, Index begin, Index end,
                                          LoadStrips load_strips) {
     if constexpr (TENSOR_CORES<T>) {
-        multiply_by<true>(total, strips, begin, end, load_strips);
+        multiply_by<true, EXACT>(total, strips, begin, end, load_strips);
         bool finite = true;
         each_place([&](int r, int c) { finite = finite && is_finite(total[r][c]); });
         if (__syncthreads_and(finite)) return;
     }
-    multiply_by<false>(total, strips, begin, end, load_strips);
+    multiply_by<false, EXACT>(total, strips, begin, end, load_strips);
 }
 
 // Calls visit(row, column, sum, false) for each sum of a thread that is finite, rows and columns counted within the tile,

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<T, Index>)
     const T* grads = grad_out + (pixel.n * g.O + tile.group * g.outputs()) * g.pixels() + pixel.at;
     const T* filters = weight + tile.group * g.outputs() * filter + k;
     Sums<Acc> total;
-    multiply<T>(total, strips, Index(0), g.outputs(), [&](Strips<Acc>& to, Index first) {
+    multiply<T, true>(total, strips, Index(0), g.outputs(), [&](Strips<Acc>& to, Index first) {
 #pragma unroll
         for (int l = 0; l < LOADS; ++l) {
             const Index o = first + strip_depth(l);

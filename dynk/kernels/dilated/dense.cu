@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT<T, Index>)
         const T* group_grads = grads + group * g.outputs() * g.pixels();
         Sums<Acc> total;
         Acc sums[EACH][MAX_DILATIONS];
-        multiply<T>(total, strips, Index(0), g.outputs(), [&](Strips<Acc>& to, Index first) {
+        multiply<T, true>(total, strips, Index(0), g.outputs(), [&](Strips<Acc>& to, Index first) {
 #pragma unroll
             for (int l = 0; l < LOADS; ++l) {
                 const Index o = first + strip_depth(l), k = first_k + strip_along();
