@@ -5,7 +5,7 @@ two threads call at once. TBB is Numba's own first choice, but a pip-installed o
 threads wait busily for milliseconds after each of its operations: others have to share the cores with them. So, unless
 the user named a layer or Numba's threads run already:
 
-- Where PyTorch has brought its OpenMP (the GNU one), kernels run on its threads, and on as many of them as it does.
+- Where PyTorch has brought its OpenMP (the GNU one), kernels run on its threads, and on no more of them than it does.
 - Else TBB is loaded where it is installed.
 
 And in any case:
