@@ -117,7 +117,7 @@ def _openmp_of(package: Path) -> str | None:
     """Return the one GNU OpenMP that this process has loaded, or that of a package; None if it is not known which."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     loaded = {line.split(maxsplit=5)[5] for line in lines if "/libgomp" in line}
-    own = {path for path in loaded if path.startswith(str(package))}  # in torch/lib or torch.libs
+    own = {path for path in loaded if path.startswith((f"{package}/", f"{package}.libs/"))}
     return (own or loaded).pop() if len(own or loaded) == 1 else None
 
 
