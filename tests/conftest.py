@@ -1,11 +1,18 @@
 """Hypothesis profiles: `dev` by default, `ci` (the same examples every time) where CI is set, `thorough` by request.
 
 HYPOTHESIS_PROFILE=thorough pytest draws fifty times as many examples; `soak`, which soak.py sets, as many as it says.
+
+The processes that run tests share the cores, where PyTorch's threads, which dynk would take, wait busily for those that
+others keep from running: so tests run on TBB or the work queue. Processes that tests start choose for themselves.
 """
 
 import os
 
+import numba
 from hypothesis import HealthCheck, settings
+
+if "NUMBA_THREADING_LAYER" not in os.environ:
+    numba.config.THREADING_LAYER = "forksafe"
 
 # The first example of a test may compile a kernel: neither it nor its drawing is on the clock.
 settings.register_profile(
