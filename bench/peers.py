@@ -84,7 +84,9 @@ def peers(problem: Problem) -> list[Contender]:
 
 
 def _each(problem: Problem, formulas: dict[str, Any], make: Callable[[Problem, Any], Call]) -> dict[str, Call]:
-    return {name: make(problem, partial(formula, **problem.case.options)) for name, formula in formulas.items()}
+    case = problem.case
+    fit = {name: formula for name, formula in formulas.items() if name not in case.unfit}
+    return {name: make(problem, partial(formula, **case.options)) for name, formula in fit.items()}
 
 
 def _torch_compiled(problem: Problem, formula: Callable[..., Any]) -> Call:

@@ -25,7 +25,10 @@ DIRECTIONS = ("forward", "backward")
 
 @dataclass(frozen=True)
 class Case:
-    """One operator at one size; `indices` names arguments of indices, and of how many each is drawn."""
+    """One operator at one size.
+
+    `indices` names arguments of indices, and of how many each is drawn; `unfit` the formulations that do not compute it.
+    """
 
     operator: str
     label: str
@@ -34,6 +37,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     indices: dict[str, int] = field(default_factory=dict)
+    unfit: frozenset[str] = frozenset()
 
     @property
     def op(self) -> Operator:

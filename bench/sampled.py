@@ -1,6 +1,7 @@
 """Cases and peers of `dynamic_filter` and `ls_dfn`: the formulas a PyTorch or JAX user would write today.
 
-The formula of `ls_dfn` is the factored one, which sums the channels first: the literal equation is many times slower.
+The formulas of `ls_dfn` are factored: they sum the channels first, for the literal equation is many times slower. Without
+attention the samples can be summed first, too.
 """
 
 from __future__ import annotations
@@ -16,34 +17,15 @@ from bench.peers import tensor
 from bench.registry import Call, Case, Contender, Problem, Window
 
 
-def _ls_dfn(label: str, n: int, c: int, o: int, h: int, w: int, k: int, s: int, *, attention: bool = False) -> Case:
-    parts = ((n, c, h, w), (n, o, c, h, w), (n, o, k, k, h, w))
-    attentions = ((n, o, s, s, h, w), (n, o, k, k, h, w)) if attention else (None, None)
-    size = f"{n}x{c}x{h}x{w}, O = {o}, s = {s}, k = {k}"
-    return Case("ls_dfn", label, size, (*parts, *attentions), {"samples": s, "sample_stride": 3})
-
-
-CASES = [
-    _ls_dfn("no attention", 1, 128, 24, 64, 64, 3, 5),
-    _ls_dfn("both attentions", 1, 128, 24, 64, 64, 3, 5, attention=True),
-    Case(
-        "dynamic_filter",
-        "one sample",
-        "1x16x64x64, O = 4, k = 5",
-        ((1, 16, 64, 64), (1, 4, 16, 5, 5, 64, 64)),
-        {"samples": 1},
-    ),
-]
-
-
 def operations(case: Case, direction: str) -> int:
     """Return the floating-point operations of a case, an addition or a multiplication each.
 
-    Those of `ls_dfn` are the factored sum's: s*s*(kh*kw*O + O*C) products for each pixel, and for the gradients as many
-    for the image as for the filters.
+    Those of `ls_dfn` are the factored sum's: kh*kw*O + O*C products for each pixel, with attention for each of its s*s
+    samples; for the gradients as many for the image as for the filters.
     """
     parts = [int(np.prod(shape)) for shape in case.shapes[1:3] if shape is not None]
-    products = int(case.options["samples"]) ** 2 * sum(parts)
+    attention = any(shape is not None for shape in case.shapes[3:])
+    products = (int(case.options["samples"]) ** 2 if attention else 1) * sum(parts)
     return 2 * products * (1 if direction == "forward" else 2)
 
 
@@ -109,6 +91,37 @@ def _sampled(
     return out
 
 
+def _summed(
+    pad: Pad,
+    einsum: Callable[..., Any],
+    x: Any,
+    across: Any,
+    within: Any,
+    _by_sample: None,
+    _by_position: None,
+    *,
+    samples: int,
+    sample_stride: int,
+) -> Any:
+    """`ls_dfn` with the kernel's residual, no attention, and the sum over samples, which is formed first."""
+    C, H, W = x.shape[1:]
+    kh, kw = within.shape[2:4]
+    offsets, reach, margin = _offsets(samples, sample_stride), samples // 2 * sample_stride, max(kh, kw) // 2
+
+    def seen(image: Any, margin: int) -> Any:
+        """Return what samples see from each pixel, and from `margin` pixels around the image."""
+        padded = pad(image, reach + margin)
+        rows = sum(padded[..., reach + dy : reach + dy + H + 2 * margin, :] for dy in offsets)
+        return sum(rows[..., reach + dx : reach + dx + W + 2 * margin] for dx in offsets)
+
+    out = einsum("nochw,nchw->nohw", across, seen(x, 0))
+    channel_sum = seen(x.sum(1)[:, None], margin)
+    for (i, dy), (j, dx) in product(*(enumerate(_offsets(k, 1)) for k in (kh, kw))):
+        weights = within[:, :, i, j] + (1 / C if dy == dx == 0 else 0)
+        out = out + weights * channel_sum[..., margin + dy : margin + dy + H, margin + dx : margin + dx + W]
+    return out
+
+
 def _dynamic(pad: Pad, einsum: Callable[..., Any], x: Any, kernel: Any, *, samples: int) -> Any:
     """`dynamic_filter` of one sample."""
     H, W = x.shape[2:]
@@ -121,21 +134,66 @@ def _dynamic(pad: Pad, einsum: Callable[..., Any], x: Any, kernel: Any, *, sampl
     return out
 
 
-def _torch(formula: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
+def _written_out(_: str, weights: Any, image: Any) -> Any:
+    """Return what einsum does for "nochw,nchw->nohw", as products for a compiler to sum; XLA makes nothing of them."""
+    return (weights * image[:, None]).sum(2)
+
+
+def _torch_einsum(*arguments: Any) -> Any:
     import torch
 
-    return formula(_torch_pad, torch.einsum, *arrays, **options)
+    return torch.einsum(*arguments)
 
 
-def _jax(formula: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
+def _jax_einsum(*arguments: Any) -> Any:
     import jax.numpy as jnp
 
-    return formula(_jax_pad, jnp.einsum, *arrays, **options)
+    return jnp.einsum(*arguments)
 
 
-_FORMULAS = {"ls_dfn": {"factored": _sampled}, "dynamic_filter": {"shifts": _dynamic}}
-TORCH = {op: {name: partial(_torch, one) for name, one in ways.items()} for op, ways in _FORMULAS.items()}
-JAX = {op: {name: partial(_jax, one) for name, one in ways.items()} for op, ways in _FORMULAS.items()}
+SUMMED = "samples summed first"  # which attention does not let be
+TORCH = {
+    "ls_dfn": {
+        "factored": partial(_sampled, _torch_pad, _torch_einsum),
+        "factored, written out": partial(_sampled, _torch_pad, _written_out),
+        SUMMED: partial(_summed, _torch_pad, _written_out),
+    },
+    "dynamic_filter": {
+        "shifts": partial(_dynamic, _torch_pad, _torch_einsum),
+        "shifts, written out": partial(_dynamic, _torch_pad, _written_out),
+    },
+}
+JAX = {
+    "ls_dfn": {
+        "factored": partial(_sampled, _jax_pad, _jax_einsum),
+        SUMMED: partial(_summed, _jax_pad, _jax_einsum),
+    },
+    "dynamic_filter": {"shifts": partial(_dynamic, _jax_pad, _jax_einsum)},
+}
+
+
+# ---- cases -----------------------------------------------------------------------------------------------------------
+
+
+def _ls_dfn(label: str, n: int, c: int, o: int, h: int, w: int, k: int, s: int, *, attention: bool = False) -> Case:
+    parts = ((n, c, h, w), (n, o, c, h, w), (n, o, k, k, h, w))
+    attentions = ((n, o, s, s, h, w), (n, o, k, k, h, w)) if attention else (None, None)
+    size = f"{n}x{c}x{h}x{w}, O = {o}, s = {s}, k = {k}"
+    options, unfit = {"samples": s, "sample_stride": 3}, frozenset({SUMMED} if attention else ())
+    return Case("ls_dfn", label, size, (*parts, *attentions), options, unfit=unfit)
+
+
+CASES = [
+    _ls_dfn("no attention", 1, 128, 24, 64, 64, 3, 5),
+    _ls_dfn("both attentions", 1, 128, 24, 64, 64, 3, 5, attention=True),
+    Case(
+        "dynamic_filter",
+        "one sample",
+        "1x16x64x64, O = 4, k = 5",
+        ((1, 16, 64, 64), (1, 4, 16, 5, 5, 64, 64)),
+        {"samples": 1},
+    ),
+]
 
 
 # ---- yardsticks ------------------------------------------------------------------------------------------------------

@@ -79,7 +79,8 @@ def dynamic_filter(
     Notes
     -----
     Sums are formed in float32 (float64 for float64) and rounded once. The samples are not stored. The workspace, in the
-    accumulation type, is 5 rows of W numbers for each thread on the CPU.
+    accumulation type, is 5 rows of W numbers for each thread on the CPU; for "sum" and "mean", where what the samples see
+    is summed first, 130 rows of the larger of W and 1024 numbers, 64 more where C*kh*kw > 4096.
 
     References
     ----------
@@ -142,7 +143,9 @@ def dynamic_filter_backward(
     Gradients are deterministic: the same call on the same device gives the same bits. For "max" only the chosen samples
     take part: others are not multiplied by 0. The workspace is, for each thread on the CPU, 5 rows of W numbers in the
     accumulation type, and for "max" a number for each output, of 16 bits on the CPU and 32 on CUDA, which says what
-    sample was chosen.
+    sample was chosen. For "sum" and "mean" it is the larger of 66 rows of the larger of W and 1024 numbers, and of 3
+    times (5 times where O > 4096 or kh*kw > 64) the larger of 2**16 and (2*r + 1)*W numbers, where r = (s -
+    1)*sample_stride + (kh - 1)*dilation.
 
     Examples
     --------

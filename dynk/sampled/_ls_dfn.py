@@ -107,6 +107,10 @@ def ls_dfn(
     type, is one channel sum (N, 1, H, W) and, for each thread on the CPU, copies and sums of s*C + 4*(s*s + 2*kh*kw +
     64) rows of W numbers, 4*s*s more for over 4096 channels, each padded by up to four vectors of 64 bytes.
 
+    Without attention, what the samples see is summed first for "sum" and "mean" on the CPU: a pixel costs kh*kw*O + O*C
+    multiplications, and each thread has 130 rows of the larger of W and 1024 numbers instead, 64 more for over 4096
+    channels.
+
     References
     ----------
     Dynamic Filtering with Large Sampling Field for ConvNets, ECCV 2018. Its Eqs. 6 and 7 exchange `across` and
@@ -182,7 +186,9 @@ def ls_dfn_backward(
     gradient, (N, 1, H, W) each, and for each thread on the CPU as many rows of W numbers, padded as in `ls_dfn`, as the
     largest of 192*(s*s + 2) + 2048 (the image; 4096 where s*(O + 63) > 4096), s*C + 12*s*s (the filters) and s*C +
     16*s*s + 136*kh*kw + 256 (the attentions; 4*s*s more for over 4096 channels); for "max" a number for each output
-    besides, of 16 bits on the CPU and 32 on CUDA, which says what sample was chosen.
+    besides, of 16 bits on the CPU and 32 on CUDA, which says what sample was chosen. Without attention, each thread has
+    for "sum" and "mean" the larger of 66 rows of the larger of W and 1024 numbers, and of 3 times (5 times where O > 4096
+    or kh*kw > 64) the larger of 2**16 and (2*r + 1)*W numbers, where r = (s - 1)*sample_stride + (kh - 1)*dilation.
 
     Examples
     --------

@@ -1,11 +1,13 @@
-"""LS-DFN on the CPU: one task makes one row of a result."""
+"""LS-DFN on the CPU: one task makes a row of a result, or a band of rows where samples are summed first."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numba import prange
 
-from dynk.kernels.common.compile import inlined, kernel
+from dynk.kernels.common.compile import Choice, inlined, kernel
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.sampled.cpu_attention import attention_tasks, bands, grad_attention_task, grad_sum_task
 from dynk.kernels.sampled.cpu_dynamic import dynamic_filter_backward, dynamic_filter_forward
@@ -32,16 +34,23 @@ from dynk.kernels.sampled.cpu_samples import (
     reduce_samples,
     shared_size,
 )
-from dynk.kernels.sampled.geometry import MAX
+from dynk.kernels.sampled.cpu_summed import (
+    Terms,
+    summed_forward_task,
+    summed_grad_image_task,
+    summed_grad_weights_task,
+    summed_image_tasks,
+    summed_tasks,
+)
+from dynk.kernels.sampled.geometry import MAX, SampleGeometry, sums_first
 
 __all__ = ["dynamic_filter_backward", "dynamic_filter_forward", "ls_dfn_backward", "ls_dfn_forward"]
 
 
 @kernel
-def ls_dfn_forward(  # type: ignore[no-untyped-def]
+def ls_dfn_sampled_forward(  # type: ignore[no-untyped-def]
     x, across, within, sample_attention, position_attention, out, geometry, reals
 ):
-    """LS-DFN Eqs. 4 and 5."""
     g = sample_geometry(geometry)
     channel_sum = accumulators(x, g.N * g.H * g.W)
     for task in prange(g.N * g.H):
@@ -54,11 +63,29 @@ def ls_dfn_forward(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def ls_dfn_backward(  # type: ignore[no-untyped-def]
+def ls_dfn_summed_forward(  # type: ignore[no-untyped-def]
+    x, across, within, sample_attention, position_attention, out, geometry, reals
+):
+    g = sample_geometry(geometry)
+    channel_sum = accumulators(x, g.N * g.H * g.W)
+    for task in prange(g.N * g.H):
+        channel_sum_task(np.int64(task), x, channel_sum, geometry)
+    for task in prange(summed_tasks(g)):
+        of_channels, of_sum = _terms_of_channels(x, across, geometry), _terms_of_sum(channel_sum, within, geometry)
+        summed_forward_task(np.int64(task), of_channels, of_sum, out, geometry)
+
+
+@Choice
+def ls_dfn_forward(g: SampleGeometry) -> Any:
+    """LS-DFN Eqs. 4 and 5."""
+    return ls_dfn_summed_forward if sums_first(g) else ls_dfn_sampled_forward
+
+
+@kernel
+def ls_dfn_sampled_backward(  # type: ignore[no-untyped-def]
     grad_out, x, across, within, sample_attention, position_attention,
     grad_x, grad_across, grad_within, grad_sample_attention, grad_position_attention, geometry, reals,
 ):  # fmt: skip
-    """Gradients of `ls_dfn_forward`; an output of size 0 is not wanted."""
     g = sample_geometry(geometry)
     channel_sum = accumulators(x, g.N * g.H * g.W)
     for task in prange(g.N * g.H):
@@ -94,6 +121,54 @@ def ls_dfn_backward(  # type: ignore[no-untyped-def]
                 np.int64(task), grad_out, x, across, within, sample_attention, position_attention, channel_sum, choice,
                 grad_sample_attention, grad_position_attention, geometry,
             )  # fmt: skip
+
+
+@kernel
+def ls_dfn_summed_backward(  # type: ignore[no-untyped-def]
+    grad_out, x, across, within, sample_attention, position_attention,
+    grad_x, grad_across, grad_within, grad_sample_attention, grad_position_attention, geometry, reals,
+):  # fmt: skip
+    g = sample_geometry(geometry)
+    channel_sum = accumulators(x, g.N * g.H * g.W)
+    for task in prange(g.N * g.H if grad_within.size > 0 else 0):
+        channel_sum_task(np.int64(task), x, channel_sum, geometry)
+    if grad_x.size > 0:
+        grad_sum, nothing = accumulators(x, g.N * g.H * g.W), accumulators(x, 0)
+        for task in prange(summed_image_tasks(_terms_of_sum(grad_sum, within, geometry), g)):
+            terms = _terms_of_sum(grad_sum, within, geometry)
+            summed_grad_image_task(np.int64(task), terms, grad_out, nothing, grad_sum, geometry)
+        for task in prange(summed_image_tasks(_terms_of_channels(x, across, geometry), g)):
+            terms = _terms_of_channels(x, across, geometry)
+            summed_grad_image_task(np.int64(task), terms, grad_out, grad_sum, grad_x, geometry)
+    if grad_across.size > 0:
+        for task in prange(summed_tasks(g)):
+            terms = _terms_of_channels(x, across, geometry)
+            summed_grad_weights_task(np.int64(task), terms, grad_out, grad_across, geometry)
+    if grad_within.size > 0:
+        for task in prange(summed_tasks(g)):
+            terms = _terms_of_sum(channel_sum, within, geometry)
+            summed_grad_weights_task(np.int64(task), terms, grad_out, grad_within, geometry)
+
+
+@Choice
+def ls_dfn_backward(g: SampleGeometry) -> Any:
+    """Gradients of `ls_dfn_forward`; an output of size 0 is not wanted."""
+    return ls_dfn_summed_backward if sums_first(g) else ls_dfn_sampled_backward
+
+
+@inlined
+def _terms_of_channels(x, across, geometry):  # type: ignore[no-untyped-def]
+    """Return the products with what samples are centred at."""
+    g = sample_geometry(geometry)
+    return Terms(across, x, g.C, 1, 1, 0.0)
+
+
+@inlined
+def _terms_of_sum(channel_sum, within, geometry):  # type: ignore[no-untyped-def]
+    """Return the products with the sum of all channels."""
+    g = sample_geometry(geometry)
+    kh, kw = (g.kh, g.kw) if g.has_within != 0 else (1, 1)
+    return Terms(within, channel_sum, 1, kh, kw, g.kernel_residual / g.C)
 
 
 @inlined

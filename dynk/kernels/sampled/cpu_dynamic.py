@@ -1,12 +1,14 @@
-"""`dynamic_filter` on the CPU: one task makes one row of a result."""
+"""`dynamic_filter` on the CPU: one task makes a row of a result, or a band of rows where samples are summed first."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numba import prange
 
 from dynk.kernels.common import vector
-from dynk.kernels.common.compile import borrowing, inlined, kernel
+from dynk.kernels.common.compile import Choice, borrowing, inlined, kernel
 from dynk.kernels.common.numeric import accumulators, fill, load, store
 from dynk.kernels.sampled.cpu_mix import vectors_of_row
 from dynk.kernels.sampled.cpu_rows import (
@@ -28,12 +30,19 @@ from dynk.kernels.sampled.cpu_rows import (
     tap_row,
     to_sample,
 )
-from dynk.kernels.sampled.geometry import MAX
+from dynk.kernels.sampled.cpu_summed import (
+    Terms,
+    summed_forward_task,
+    summed_grad_image_task,
+    summed_grad_weights_task,
+    summed_image_tasks,
+    summed_tasks,
+)
+from dynk.kernels.sampled.geometry import MAX, SampleGeometry, sums_first
 
 
 @kernel
-def dynamic_filter_forward(x, kernel, out, geometry, reals):  # type: ignore[no-untyped-def]
-    """LS-DFN Eqs. 2 and 5."""
+def dynamic_filter_sampled_forward(x, kernel, out, geometry, reals):  # type: ignore[no-untyped-def]
     g = sample_geometry(geometry)
     choice = np.zeros(0, np.int16)
     for task in prange(g.N * g.H * g.O):
@@ -41,8 +50,23 @@ def dynamic_filter_forward(x, kernel, out, geometry, reals):  # type: ignore[no-
 
 
 @kernel
-def dynamic_filter_backward(grad_out, x, kernel, grad_x, grad_kernel, geometry, reals):  # type: ignore[no-untyped-def]
-    """Gradients of `dynamic_filter_forward`; an output of size 0 is not wanted."""
+def dynamic_filter_summed_forward(x, kernel, out, geometry, reals):  # type: ignore[no-untyped-def]
+    g = sample_geometry(geometry)
+    for task in prange(summed_tasks(g)):
+        nothing = Terms(kernel, x, 0, 1, 1, 0.0)
+        summed_forward_task(np.int64(task), _terms(x, kernel, geometry), nothing, out, geometry)
+
+
+@Choice
+def dynamic_filter_forward(g: SampleGeometry) -> Any:
+    """LS-DFN Eqs. 2 and 5."""
+    return dynamic_filter_summed_forward if sums_first(g) else dynamic_filter_sampled_forward
+
+
+@kernel
+def dynamic_filter_sampled_backward(  # type: ignore[no-untyped-def]
+    grad_out, x, kernel, grad_x, grad_kernel, geometry, reals
+):
     g = sample_geometry(geometry)
     choice = choices(g)
     if g.reduce == MAX:
@@ -55,6 +79,32 @@ def dynamic_filter_backward(grad_out, x, kernel, grad_x, grad_kernel, geometry, 
     if grad_kernel.size > 0:
         for task in prange(g.N * g.H * g.O):
             _grad_kernel_task(np.int64(task), grad_out, x, choice, grad_kernel, geometry)
+
+
+@kernel
+def dynamic_filter_summed_backward(  # type: ignore[no-untyped-def]
+    grad_out, x, kernel, grad_x, grad_kernel, geometry, reals
+):
+    g, nothing = sample_geometry(geometry), accumulators(x, 0)
+    if grad_x.size > 0:
+        for task in prange(summed_image_tasks(_terms(x, kernel, geometry), g)):
+            summed_grad_image_task(np.int64(task), _terms(x, kernel, geometry), grad_out, nothing, grad_x, geometry)
+    if grad_kernel.size > 0:
+        for task in prange(summed_tasks(g)):
+            summed_grad_weights_task(np.int64(task), _terms(x, kernel, geometry), grad_out, grad_kernel, geometry)
+
+
+@Choice
+def dynamic_filter_backward(g: SampleGeometry) -> Any:
+    """Gradients of `dynamic_filter_forward`; an output of size 0 is not wanted."""
+    return dynamic_filter_summed_backward if sums_first(g) else dynamic_filter_sampled_backward
+
+
+@inlined
+def _terms(x, kernel, geometry):  # type: ignore[no-untyped-def]
+    """Return the products of the kernel with what its taps see."""
+    g = sample_geometry(geometry)
+    return Terms(kernel, x, g.C, g.kh, g.kw, 0.0)
 
 
 @inlined

@@ -39,3 +39,8 @@ class SampleGeometry(NamedTuple):
     kernel_residual: int  # 1: 1/C is added at the centre of the kernel
     sample_residual: int  # 1: 1 is added to sample_attention
     position_residual: int  # 1: 1 is added to position_attention, outside the image too
+
+
+def sums_first(g: SampleGeometry) -> bool:
+    """Return whether the samples of an output are summed and nothing but their place tells them apart."""
+    return g.reduce in (SUM, MEAN) and g.has_sample_attention == g.has_position_attention == 0
