@@ -27,7 +27,7 @@ DIRECTIONS = ("forward", "backward")
 class Case:
     """One operator at one size.
 
-    `indices` names arguments of indices, and of how many each is drawn; `unfit` the formulations that do not compute it.
+    `indices` names arguments of indices, and of how many each is drawn; `unfit` formulations that do not compute it.
     """
 
     operator: str

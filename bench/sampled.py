@@ -1,7 +1,7 @@
 """Cases and peers of `dynamic_filter` and `ls_dfn`: the formulas a PyTorch or JAX user would write today.
 
-The formulas of `ls_dfn` are factored: they sum the channels first, for the literal equation is many times slower. Without
-attention the samples can be summed first, too.
+The formulas of `ls_dfn` are factored: they sum the channels first, for the literal equation is many times slower.
+Without attention the samples can be summed first, too.
 """
 
 from __future__ import annotations

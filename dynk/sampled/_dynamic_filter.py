@@ -79,8 +79,8 @@ def dynamic_filter(
     Notes
     -----
     Sums are formed in float32 (float64 for float64) and rounded once. The samples are not stored. The workspace, in the
-    accumulation type, is 5 rows of W numbers for each thread on the CPU; for "sum" and "mean", where what the samples see
-    is summed first, 130 rows of the larger of W and 1024 numbers, 64 more where C*kh*kw > 4096.
+    accumulation type, is 5 rows of W numbers for each thread on the CPU; for "sum" and "mean", where what the samples
+    see is summed first, 130 rows of the larger of W and 1024 numbers, 64 more where C*kh*kw > 4096.
 
     References
     ----------

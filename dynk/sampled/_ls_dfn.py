@@ -187,8 +187,9 @@ def ls_dfn_backward(
     largest of 192*(s*s + 2) + 2048 (the image; 4096 where s*(O + 63) > 4096), s*C + 12*s*s (the filters) and s*C +
     16*s*s + 136*kh*kw + 256 (the attentions; 4*s*s more for over 4096 channels); for "max" a number for each output
     besides, of 16 bits on the CPU and 32 on CUDA, which says what sample was chosen. Without attention, each thread has
-    for "sum" and "mean" the larger of 66 rows of the larger of W and 1024 numbers, and of 3 times (5 times where O > 4096
-    or kh*kw > 64) the larger of 2**16 and (2*r + 1)*W numbers, where r = (s - 1)*sample_stride + (kh - 1)*dilation.
+    for "sum" and "mean" the larger of 66 rows of the larger of W and 1024 numbers, and of 3 times (5 times where O >
+    4096 or kh*kw > 64) the larger of 2**16 and (2*r + 1)*W numbers, where r = (s - 1)*sample_stride +
+    (kh - 1)*dilation.
 
     Examples
     --------
