@@ -5,8 +5,9 @@ task takes a band of rows and forms these sums, for a chain of taps at a time; t
 read and written once, in the order in which they lie. The gradient of the image goes the other way: weights times
 gradients are summed over the outputs, plane by plane, and then over the samples that read a place.
 
-Weights that are not finite are another matter: infinity times a sum is not the sum of infinities. Results that are not
-finite are formed again, sample by sample.
+Infinity times a sum is not the sum of infinities, and a sum may be too large where its products are not: outputs and
+gradients of filters that are not finite are formed again, sample by sample. The gradient of the image sums the same
+products in any case.
 """
 
 from __future__ import annotations
@@ -294,6 +295,8 @@ def summed_grad_weights_task(task, terms, grad_out, grad, geometry):  # type: ig
                         grad_out, here, gain, seen, start, row, grad, at, plane, pixels, (0, 1, 2, 3)
                     )
                 c, finite = c + (1 if few else 4), finite and done
+            if not finite:
+                vector.drain()
             for p in range(0 if finite else (last - first) * pixels):
                 c, pixel = p // pixels, p % pixels
                 weight = np.float64(load(grad_out, here + pixel))
