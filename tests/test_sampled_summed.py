@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lanes import Lane, each_lane_of
+from lanes import Lane, bits, each_lane_of
 from test_sampled import each_operator, needs_jit, normal
 
 from dynk._operator import Operator
@@ -77,6 +77,31 @@ def test_a_factor_that_is_infinite_meets_each_sample(lane: Lane, op: Operator) -
     assert np.isnan(values(lane.forward(call_of(op, x, infinite, samples=3)))).all()
     call = call_of(op, x, ones, samples=3)
     assert np.isnan(values(lane.backward(call, infinite[:, :, 0])[1])).all()
+
+
+@each_lane
+@each_operator
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("s", [1, 2])
+def test_what_meets_nothing_changes_no_bit(lane: Lane, op: Operator, poison: float, s: int) -> None:
+    """Filters of taps outside the image in one output of two, and the gradient of that output at such taps."""
+    x, filters = normal(lane.dtype, 1, 3, 5, 6), normal(lane.dtype, 1, 2, 3, 5, 6)
+    call = call_of(op, x, filters, normal(lane.dtype, 1, 2, 5, 3, 5, 6), samples=s, sample_stride=3)
+    where = 2 if op is LS_DFN else 1
+    ones = [None if a is None else rounded(np.ones(a.shape), lane.dtype) for a in call.arrays]
+    grad_out = rounded(-np.ones(call.plan.out_shape), lane.dtype)
+    outside = values(lane.backward(Call(op, tuple(ones), call.options), grad_out)[where]) == 0
+    outside[:, 1] = False
+    assert outside.any()
+
+    results = []
+    for number in (0, poison):
+        call.arrays[where][outside] = number
+        results.append(bits(lane.forward(call)))
+    assert results[0] == results[1]
+    was = lane.backward(call, grad_out)[where]
+    grad_out[:, 0] = poison
+    assert bits(lane.backward(call, grad_out)[where][outside]) == bits(was[outside])
 
 
 @each_lane

@@ -66,6 +66,7 @@ _CPU_DYNAMIC = _cpu(
     "dynamic_filter", "smoke", _SAMPLED, "not ls_dfn and not attention", "several_chains", "mean or max"
 )
 _CPU_SAMPLES = _cpu("ls_dfn", "equal and reference", _SAMPLED, "not dynamic_filter", "several_chains", "mean or max")
+_CPU_SUMMED = (("tests/test_sampled_summed.py", "-k", "cpu-float32"), *_CPU_SAMPLES)
 _CPU_DILATION = _cpu(
     "adaptive_dilation", "smoke", _DILATED, "not library", "several_chains", "channels or least or rows"
 )
@@ -124,6 +125,7 @@ STAGES: dict[str, tuple[Selection, ...]] = {
     **{f"decoupled/cpu_norm{part}.py": _CPU_NORM for part in ("", "_rows", "_runs", "_vectors")},
     "decoupled/cpu.py": _CPU_FILTERS,
     "sampled/cpu_dynamic.py": _CPU_DYNAMIC,
+    **{f"sampled/cpu{part}_summed.py": _CPU_SUMMED for part in ("", "_grad")},
     "sampled/cpu_rows.py": (*_CPU_DYNAMIC, *_CPU_SAMPLES),
     **{f"decoupled/cpu_{part}.py": _CPU_FILTERS for part in ("apart", "products", "sums", "sweep")},
     **{f"sampled/cpu{part}.py": _CPU_SAMPLES for part in ("", "_attention", "_mix", "_products", "_samples")},

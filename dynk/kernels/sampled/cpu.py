@@ -11,6 +11,7 @@ from dynk.kernels.common.compile import Choice, inlined, kernel
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.sampled.cpu_attention import attention_tasks, bands, grad_attention_task, grad_sum_task
 from dynk.kernels.sampled.cpu_dynamic import dynamic_filter_backward, dynamic_filter_forward
+from dynk.kernels.sampled.cpu_grad_summed import summed_grad_image_task, summed_grad_weights_task, summed_image_tasks
 from dynk.kernels.sampled.cpu_mix import (
     OUTS,
     filters_size,
@@ -34,14 +35,7 @@ from dynk.kernels.sampled.cpu_samples import (
     reduce_samples,
     shared_size,
 )
-from dynk.kernels.sampled.cpu_summed import (
-    Terms,
-    summed_forward_task,
-    summed_grad_image_task,
-    summed_grad_weights_task,
-    summed_image_tasks,
-    summed_tasks,
-)
+from dynk.kernels.sampled.cpu_summed import Terms, summed_forward_task, summed_tasks
 from dynk.kernels.sampled.geometry import MAX, SampleGeometry, sums_first
 
 __all__ = ["dynamic_filter_backward", "dynamic_filter_forward", "ls_dfn_backward", "ls_dfn_forward"]

@@ -10,6 +10,7 @@ from numba import prange
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import Choice, borrowing, inlined, kernel
 from dynk.kernels.common.numeric import accumulators, fill, load, store
+from dynk.kernels.sampled.cpu_grad_summed import summed_grad_image_task, summed_grad_weights_task, summed_image_tasks
 from dynk.kernels.sampled.cpu_mix import vectors_of_row
 from dynk.kernels.sampled.cpu_rows import (
     CHAIN,
@@ -30,14 +31,7 @@ from dynk.kernels.sampled.cpu_rows import (
     tap_row,
     to_sample,
 )
-from dynk.kernels.sampled.cpu_summed import (
-    Terms,
-    summed_forward_task,
-    summed_grad_image_task,
-    summed_grad_weights_task,
-    summed_image_tasks,
-    summed_tasks,
-)
+from dynk.kernels.sampled.cpu_summed import Terms, summed_forward_task, summed_tasks
 from dynk.kernels.sampled.geometry import MAX, SampleGeometry, sums_first
 
 

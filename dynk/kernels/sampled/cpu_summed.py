@@ -26,7 +26,6 @@ from dynk.kernels.sampled.cpu_rows import CHAIN, sample_geometry, share, to_samp
 BAND = 1024  # pixels of a task, but for those of a single row
 TASKS = 8  # tasks that are worth while
 OUTS = 64  # outputs of a task
-PLANE = 2**16  # numbers of an image's plane that a task holds at once, but for what its samples reach
 
 
 class Terms(NamedTuple):
@@ -41,38 +40,38 @@ class Terms(NamedTuple):
 
 
 @borrowing
-def _tap(k, size, dilation):  # type: ignore[no-untyped-def]
+def tap_place(k, size, dilation):  # type: ignore[no-untyped-def]
     """Return how far a tap lies from the centre of the kernel."""
     return (k - (size - 1) // 2) * dilation
 
 
 @borrowing
-def _count(terms):  # type: ignore[no-untyped-def]
+def count_of(terms):  # type: ignore[no-untyped-def]
     """Return the products of an output at a pixel: none where there are neither weights nor a residual."""
     return terms.planes * terms.kh * terms.kw if terms.weights.size > 0 or terms.residual != 0 else 0
 
 
 @borrowing
-def _is_centre(k, terms):  # type: ignore[no-untyped-def]
+def is_centre(k, terms):  # type: ignore[no-untyped-def]
     return k % (terms.kh * terms.kw) == (terms.kh - 1) // 2 * terms.kw + (terms.kw - 1) // 2
 
 
 @borrowing
-def _padded(numbers, like):  # type: ignore[no-untyped-def]
+def padded_pixels(numbers, like):  # type: ignore[no-untyped-def]
     return ceil_div(numbers, vector.lanes(like)) * vector.lanes(like)
 
 
 @inlined
-def _line(like, g):  # type: ignore[no-untyped-def]
+def line_of_sums(like, g):  # type: ignore[no-untyped-def]
     """Return room for a row of sums, with a vector of zeros on either side."""
-    return accumulators(like, _padded(g.W, like) + 2 * vector.lanes(like))
+    return accumulators(like, padded_pixels(g.W, like) + 2 * vector.lanes(like))
 
 
 # ---- what samples see ------------------------------------------------------------------------------------------------
 
 
 @borrowing
-def _add_up_rows(image, start, first, end, y, sign, dy, line, g):  # type: ignore[no-untyped-def]
+def add_up_rows(image, start, first, end, y, sign, dy, line, g):  # type: ignore[no-untyped-def]
     """Set a line to the sum of the rows that samples of row y see, of rows `first` to `end`, which start at `start`."""
     size = vector.lanes(line)
     for v in range(0, g.W, size):
@@ -85,7 +84,7 @@ def _add_up_rows(image, start, first, end, y, sign, dy, line, g):  # type: ignor
 
 
 @borrowing
-def _added_up(line, x, sign, dx, g):  # type: ignore[no-untyped-def]
+def added_up(line, x, sign, dx, g):  # type: ignore[no-untyped-def]
     """Return what the samples of a vector of pixels, from x on, see in a line."""
     size, total = vector.lanes(line), vector.zeros(line, 0)
     for b in range(g.samples):
@@ -96,7 +95,7 @@ def _added_up(line, x, sign, dx, g):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _look(terms, n, first, end, y0, y1, line, seen, row, g):  # type: ignore[no-untyped-def]
+def look(terms, n, first, end, y0, y1, line, seen, row, g):  # type: ignore[no-untyped-def]
     """Set row k - first of `seen` to what tap k sees from a band of rows."""
     size, taps = vector.lanes(line), terms.kh * terms.kw
     for y in range(y0, y1):
@@ -104,9 +103,9 @@ def _look(terms, n, first, end, y0, y1, line, seen, row, g):  # type: ignore[no-
             i, j = k % taps // terms.kw, k % terms.kw
             if j == 0 or k == first:
                 start = (n * terms.planes + k // taps) * g.H * g.W
-                _add_up_rows(terms.image, start, 0, g.H, y, 1, _tap(i, terms.kh, g.dilation_h), line, g)
+                add_up_rows(terms.image, start, 0, g.H, y, 1, tap_place(i, terms.kh, g.dilation_h), line, g)
             for v in range(0, g.W, size):
-                value = _added_up(line, v, 1, _tap(j, terms.kw, g.dilation_w), g)
+                value = added_up(line, v, 1, tap_place(j, terms.kw, g.dilation_w), g)
                 to = (k - first) * row + (y - y0) * g.W + v
                 vector.store_where(seen, to, 1, value, vector.between(0, g.W - v))
 
@@ -115,7 +114,7 @@ def _look(terms, n, first, end, y0, y1, line, seen, row, g):  # type: ignore[no-
 
 
 @borrowing
-def _add_chain(  # type: ignore[no-untyped-def]
+def add_chain(  # type: ignore[no-untyped-def]
     weights, at, step, factors, factors_at, factors_step, count, pixels, residuals, chosen, part, sums, to
 ):
     """Add the products of `count` rows of weights, `residuals[chosen]` added to each, and factors to a row of sums."""
@@ -135,13 +134,13 @@ def _add_chain(  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _room_to_merge(sums, count, most):  # type: ignore[no-untyped-def]
+def room_to_merge(sums, count, most):  # type: ignore[no-untyped-def]
     """Return room for the sums of `most` rows, where there are more."""
     return accumulators(sums, sums.size if count > most else 0)
 
 
 @borrowing
-def _merge(k, most, sums, merged):  # type: ignore[no-untyped-def]
+def merge(k, most, sums, merged):  # type: ignore[no-untyped-def]
     """Put sums aside that have `most` rows, when row k comes."""
     if k > 0 and k % most == 0:
         add_row(sums, 0, merged, 0, merged.size)
@@ -164,7 +163,7 @@ def _add_rows(  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _residuals(terms, like):  # type: ignore[no-untyped-def]
+def residuals_of(terms, like):  # type: ignore[no-untyped-def]
     """Return what is added to weights: nothing, and what is at the centre."""
     residuals = accumulators(like, 2)
     residuals[1] = terms.residual
@@ -185,7 +184,7 @@ def summed_tasks(g):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _place(task, g):  # type: ignore[no-untyped-def]
+def place_of_task(task, g):  # type: ignore[no-untyped-def]
     """Return the image, the outputs and the rows of a task."""
     bands, blocks = ceil_div(g.H, _band_rows(g)), ceil_div(g.O, OUTS)
     y, o = task % bands * _band_rows(g), task // bands % blocks * OUTS
@@ -194,202 +193,114 @@ def _place(task, g):  # type: ignore[no-untyped-def]
 
 @inlined
 def summed_forward_task(task, terms, others, out, geometry):  # type: ignore[no-untyped-def]
-    """Make a band of some outputs: the sum of two sets of terms."""
+    """Make a band of some outputs: the sum of two sets of terms.
+
+    Weights of taps that see nothing are times 0; outputs that are not finite are formed again without them.
+    """
     g = sample_geometry(geometry)
-    n, o, end, y0, y1 = _place(task, g)
+    n, o, end, y0, y1 = place_of_task(task, g)
     size, pixels, plane = vector.lanes(out), (y1 - y0) * g.W, g.H * g.W
-    row = _padded(pixels, out)
+    row = padded_pixels(pixels, out)
     sums, gain = accumulators(out, (end - o) * row), vector.filled(out, 0, share(g))
-    _add_terms(terms, n, o, end, y0, y1, row, sums, g)
-    _add_terms(others, n, o, end, y0, y1, row, sums, g)
-    for k in range(o, end):
-        to, check = (n * g.O + k) * plane + y0 * g.W, vector.zeros(sums, 0)
-        for v in range(0, pixels, size):
-            total = vector.load(sums, (k - o) * row + v)
-            check = vector.add(vector.zero_or_nan(total), check)
-            vector.store_where(out, to + v, 1, vector.mul(gain, total), vector.between(0, pixels - v))
-        if vector.total(check) != 0:
-            for p in range(pixels):
-                total = load(sums, (k - o) * row + p)
-                if total - total != 0:
-                    again = _sampled(terms, n, k, y0 * g.W + p, g) + _sampled(others, n, k, y0 * g.W + p, g)
-                    store(out, to + p, sums.dtype.type(again * share(g)))
+    wanted, first = np.ones(end - o, np.bool_), n * g.O + o
+    for only_read in (False, True):
+        fill(sums, 0)
+        _add_terms(terms, first, y0, y1, row, wanted, only_read, sums, g)
+        _add_terms(others, first, y0, y1, row, wanted, only_read, sums, g)
+        for k in range(end - o):
+            to, check = (first + k) * plane + y0 * g.W, vector.zeros(sums, 0)
+            for v in range(0, pixels if wanted[k] else 0, size):
+                total = vector.load(sums, k * row + v)
+                check = vector.add(vector.zero_or_nan(total), check)
+                vector.store_where(out, to + v, 1, vector.mul(gain, total), vector.between(0, pixels - v))
+            wanted[k] = vector.total(check) != 0
+        if not wanted.any():
+            return
+    for k in range(end - o):
+        for p in range(pixels if wanted[k] else 0):
+            total, pixel = load(sums, k * row + p), y0 * g.W + p
+            if total - total != 0:
+                again = _sampled(terms, first + k, pixel, g) + _sampled(others, first + k, pixel, g)
+                store(out, (first + k) * plane + pixel, sums.dtype.type(again * share(g)))
 
 
 @inlined
-def _add_terms(terms, n, o, end, y0, y1, row, sums, g):  # type: ignore[no-untyped-def]
-    """Add terms of some outputs to their rows of sums."""
-    count, plane, pixels = _count(terms), g.H * g.W, (y1 - y0) * g.W
+def _add_terms(terms, output, y0, y1, row, wanted, only_read, sums, g):  # type: ignore[no-untyped-def]
+    """Add terms of the outputs that are wanted, from `output` on, to their rows of sums."""
+    count, plane, pixels = count_of(terms), g.H * g.W, (y1 - y0) * g.W
     seen, part = accumulators(sums, min(CHAIN, count) * row), accumulators(sums, row)
-    line, residuals, chosen = _line(sums, g), _residuals(terms, sums), np.zeros(CHAIN, np.int64)
-    merged = _room_to_merge(sums, count, CHAIN * CHAIN)
+    line, residuals, chosen = line_of_sums(sums, g), residuals_of(terms, sums), np.zeros(CHAIN, np.int64)
+    merged = room_to_merge(sums, count, CHAIN * CHAIN)
+    copies = only_read and terms.weights.size > 0
+    read = accumulators(sums, seen.size if copies else 0)
     for first in range(0, count, CHAIN):
         last = min(first + CHAIN, count)
-        _merge(first, CHAIN * CHAIN, sums, merged)
-        _look(terms, n, first, last, y0, y1, line, seen, row, g)
+        merge(first, CHAIN * CHAIN, sums, merged)
+        look(terms, output // g.O, first, last, y0, y1, line, seen, row, g)
         for k in range(first, last):
-            chosen[k - first] = 1 if _is_centre(k, terms) else 0
-        for k in range(o, end):
-            at = ((n * g.O + k) * count + first) * plane + y0 * g.W
-            _add_chain(
-                terms.weights, at, plane, seen, 0, row, last - first, pixels, residuals, chosen, part, sums,
-                (k - o) * row,
-            )  # fmt: skip
+            chosen[k - first] = 1 if is_centre(k, terms) else 0
+        for k in range(wanted.size):
+            at = ((output + k) * count + first) * plane + y0 * g.W
+            if wanted[k] and copies:
+                _copy_read(terms, at, first, last, y0, y1, read, row, g)
+                add_chain(
+                    read, 0, row, seen, 0, row, last - first, pixels, residuals, chosen, part, sums, k * row
+                )  # fmt: skip
+            elif wanted[k]:
+                add_chain(
+                    terms.weights, at, plane, seen, 0, row, last - first, pixels, residuals, chosen, part, sums, k * row
+                )  # fmt: skip
     add_row(merged, 0, sums, 0, merged.size)
 
 
 @borrowing
-def _sampled(terms, n, o, pixel, g):  # type: ignore[no-untyped-def]
+def _copy_read(terms, at, first, end, y0, y1, read, row, g):  # type: ignore[no-untyped-def]
+    """Set row k - first of `read` to the weights of tap k, which start at `at`, and to 0 where it sees nothing."""
+    taps = terms.kh * terms.kw
+    for k in range(first, end):
+        dy, dx = (
+            tap_place(k % taps // terms.kw, terms.kh, g.dilation_h),
+            tap_place(k % terms.kw, terms.kw, g.dilation_w),
+        )
+        for p in range((y1 - y0) * g.W):
+            inside = _sees(y0 + p // g.W + dy, g.H, g) and _sees(p % g.W + dx, g.W, g)
+            weight = load(terms.weights, at + (k - first) * g.H * g.W + p) if inside else read.dtype.type(0)
+            store(read, (k - first) * row + p, weight)
+
+
+@borrowing
+def _sees(place, extent, g):  # type: ignore[no-untyped-def]
+    """Return whether a sample of a row or column, the middle one at `place`, is inside the image."""
+    sees = False
+    for k in range(g.samples):
+        sees = sees or 0 <= place + to_sample(k, g) < extent
+    return sees
+
+
+@borrowing
+def _sampled(terms, output, pixel, g):  # type: ignore[no-untyped-def]
     """Return the terms of an output at a pixel, sample by sample; NaN as soon as it is certain."""
-    total, count, plane = 0.0, _count(terms), g.H * g.W
+    total, count, plane = 0.0, count_of(terms), g.H * g.W
     for k in range(count):
-        weight = terms.residual if _is_centre(k, terms) else 0.0
+        weight = terms.residual if is_centre(k, terms) else 0.0
         if terms.weights.size > 0:
-            weight += load(terms.weights, ((n * g.O + o) * count + k) * plane + pixel)
-        total += _seen_by_samples(terms, n, k, pixel, weight, g)
+            weight += load(terms.weights, (output * count + k) * plane + pixel)
+        total += seen_by_samples(terms, output // g.O, k, pixel, weight, g)
         if total != total:
             break
     return total
 
 
 @borrowing
-def _seen_by_samples(terms, n, k, pixel, weight, g):  # type: ignore[no-untyped-def]
+def seen_by_samples(terms, n, k, pixel, weight, g):  # type: ignore[no-untyped-def]
     """Return the sum over the samples of a pixel of what tap k sees times a weight."""
     taps, total = terms.kh * terms.kw, 0.0
     i, j = k % taps // terms.kw, k % terms.kw
     for a in range(g.samples):
-        h = pixel // g.W + to_sample(a, g) + _tap(i, terms.kh, g.dilation_h)
+        h = pixel // g.W + to_sample(a, g) + tap_place(i, terms.kh, g.dilation_h)
         for b in range(g.samples):
-            x = pixel % g.W + to_sample(b, g) + _tap(j, terms.kw, g.dilation_w)
+            x = pixel % g.W + to_sample(b, g) + tap_place(j, terms.kw, g.dilation_w)
             if 0 <= h < g.H and 0 <= x < g.W:
                 at = ((n * terms.planes + k // taps) * g.H + h) * g.W + x
                 total += weight * np.float64(load(terms.image, at))
     return total
-
-
-# ---- gradients -------------------------------------------------------------------------------------------------------
-
-
-@inlined
-def summed_grad_weights_task(task, terms, grad_out, grad, geometry):  # type: ignore[no-untyped-def]
-    """Write a band of the gradients of some outputs' weights."""
-    g = sample_geometry(geometry)
-    n, o, end, y0, y1 = _place(task, g)
-    pixels, plane, count = (y1 - y0) * g.W, g.H * g.W, _count(terms)
-    row, line, gain = _padded(pixels, grad_out), _line(grad_out, g), accumulators(grad_out, 1)
-    gain[0] = share(g)
-    seen = accumulators(grad_out, min(CHAIN, count) * row)
-    for first in range(0, count, CHAIN):
-        last = min(first + CHAIN, count)
-        _look(terms, n, first, last, y0, y1, line, seen, row, g)
-        for k in range(o, end):
-            here, to = (n * g.O + k) * plane + y0 * g.W, ((n * g.O + k) * count + first) * plane + y0 * g.W
-            c, finite = 0, True
-            while c < last - first:
-                few = c + 4 > last - first
-                start, at = c * row, to + c * plane
-                if few:
-                    done = _write_products(grad_out, here, gain, seen, start, row, grad, at, plane, pixels, (0,))
-                else:
-                    done = _write_products(
-                        grad_out, here, gain, seen, start, row, grad, at, plane, pixels, (0, 1, 2, 3)
-                    )
-                c, finite = c + (1 if few else 4), finite and done
-            if not finite:
-                vector.drain()
-            for p in range(0 if finite else (last - first) * pixels):
-                c, pixel = p // pixels, p % pixels
-                weight = np.float64(load(grad_out, here + pixel))
-                value = weight * load(seen, c * row + pixel)
-                if value - value != 0:
-                    value = _seen_by_samples(terms, n, first + c, y0 * g.W + pixel, weight, g)
-                    store(grad, to + c * plane + pixel, seen.dtype.type(value * share(g)))
-    vector.drain()
-
-
-@borrowing
-def _write_products(  # type: ignore[no-untyped-def]
-    grad_out, here, gain, seen, start, row, grad, to, plane, pixels, pack
-):
-    """Write the products of a row of grad_out and of what some taps see; return whether they are finite."""
-    size, share_of_one = vector.lanes(seen), vector.broadcast(gain, 0)
-    starts, places = vector.spaced(start, row, pack), vector.spaced(to, plane, pack)
-    check = vector.zeros(seen, pack)
-    streamed = grad.size * grad.itemsize > vector.STREAM_BYTES
-    for v in range(0, pixels, size):
-        inside = vector.between(0, pixels - v)
-        factor = vector.mul(share_of_one, vector.load_where(grad_out, here + v, 1, inside))
-        value = vector.mul(factor, vector.load(seen, vector.shift(starts, v)))
-        check = vector.add(vector.zero_or_nan(value), check)
-        if streamed and pixels - v >= size:
-            vector.stream(grad, vector.shift(places, v), value)
-        else:
-            vector.store_where(grad, vector.shift(places, v), 1, value, inside)
-    return _are_zero(vector.total(check))
-
-
-@borrowing
-def _are_zero(numbers):  # type: ignore[no-untyped-def]
-    """Return whether a tuple holds nothing but 0."""
-    zero = True
-    for number in numbers:
-        zero = zero and number == 0
-    return zero
-
-
-@borrowing
-def _held_rows(terms, g):  # type: ignore[no-untyped-def]
-    """Return the rows of a task of the image's gradient, and those before and behind them that read them."""
-    above = to_sample(g.samples - 1, g) + _tap(terms.kh - 1, terms.kh, g.dilation_h)
-    below = -to_sample(0, g) - _tap(0, terms.kh, g.dilation_h)
-    if g.H * g.W <= PLANE:
-        return g.H, above, below
-    return max(1, max(above + below, PLANE // g.W - above - below)), above, below
-
-
-@borrowing
-def summed_image_tasks(terms, g):  # type: ignore[no-untyped-def]
-    rows, _, _ = _held_rows(terms, g)
-    return g.N * terms.planes * ceil_div(g.H, rows)
-
-
-@inlined
-def summed_grad_image_task(task, terms, grad_out, added, grad, geometry):  # type: ignore[no-untyped-def]
-    """Write a band of a plane of the image's gradient, with `added`, one plane for each image, added."""
-    g = sample_geometry(geometry)
-    rows, above, below = _held_rows(terms, g)
-    bands, taps, plane, count = ceil_div(g.H, rows), terms.kh * terms.kw, g.H * g.W, _count(terms)
-    y0, c, n = task % bands * rows, task // bands % terms.planes, task // bands // terms.planes
-    y1 = min(g.H, y0 + rows)
-    first, end = max(0, y0 - above), min(g.H, y1 + below)
-    size, pixels = vector.lanes(grad), (end - first) * g.W
-    held, part = accumulators(grad, _padded(pixels, grad)), accumulators(grad, _padded(pixels, grad))
-    sums, line = accumulators(grad, _padded((y1 - y0) * g.W, grad) + size), _line(grad, g)
-    merged, merged_sums = _room_to_merge(held, g.O, CHAIN * CHAIN), _room_to_merge(sums, taps, CHAIN)
-    residuals, chosen, gain = _residuals(terms, grad), np.empty(CHAIN, np.int64), vector.filled(grad, 0, share(g))
-    for t in range(taps):
-        i, j = t // terms.kw, t % terms.kw
-        fill(held, 0)
-        fill(merged, 0)
-        _merge(t, CHAIN, sums, merged_sums)
-        fill(chosen, 1 if _is_centre(t, terms) else 0)
-        for o in range(0, g.O if count > 0 else 0, CHAIN):
-            at, here = ((n * g.O + o) * count + c * taps + t) * plane + first * g.W, (n * g.O + o) * plane + first * g.W
-            _merge(o, CHAIN * CHAIN, held, merged)
-            _add_chain(
-                terms.weights, at, count * plane, grad_out, here, plane, min(CHAIN, g.O - o), pixels, residuals, chosen,
-                part, held, 0,
-            )  # fmt: skip
-        add_row(merged, 0, held, 0, merged.size)
-        for y in range(y0, y1):
-            _add_up_rows(held, 0, first, end, y, -1, _tap(i, terms.kh, g.dilation_h), line, g)
-            for v in range(0, g.W, size):
-                to, inside = (y - y0) * g.W + v, vector.between(0, g.W - v)
-                value = _added_up(line, v, -1, _tap(j, terms.kw, g.dilation_w), g)
-                vector.store_where(sums, to, 1, vector.add(value, vector.load(sums, to)), inside)
-    add_row(merged_sums, 0, sums, 0, merged_sums.size)
-    here, to = n * plane + y0 * g.W, (n * terms.planes + c) * plane + y0 * g.W
-    for v in range(0, (y1 - y0) * g.W, size):
-        inside = vector.between(0, (y1 - y0) * g.W - v)
-        shared = vector.load_where(added, here + v, 1, inside if added.size > 0 else 0)
-        vector.store_where(grad, to + v, 1, vector.fma(gain, vector.load(sums, v), shared), inside)
