@@ -43,6 +43,26 @@ FORMS: dict[str, tuple[Any, ...]] = {
     "DK, a scope of one": (1, 2, 3, (4, 5), (1, 1), (1, 1), 1, 0, False, {}),
     "DK, 72 taps": (1, 2, 2, (10, 9), (9, 8), (9, 8), 1, 0, False, {"padding": 4}),
     "DK, 72 taps, depth-wise": (1, 4, 4, (10, 9), (9, 8), (9, 8), 1, 0, False, {"padding": 4, "groups": 4}),
+    "DK, depth-wise, vectors of channels": (
+        2,
+        70,
+        70,
+        (9, 31),
+        (4, 4),
+        (3, 3),
+        1,
+        0,
+        False,
+        {"padding": 1, "groups": 70},
+    ),
+    "DK, depth-wise, blocks of 35 channels": (
+        *(1, 70, 70, (8, 9), (5, 3), (2, 3), 2, 0, False),
+        {"padding": (2, 1), "dilation": (1, 2), "groups": 70, "kernel_boundary": "zeros"},
+    ),
+    "DK, depth-wise, 260 channels": (
+        *(1, 260, 260, (13, 11), (3, 3), (3, 3), 1, 0, False),
+        {"padding": (3, 0), "stride": (2, 2), "groups": 260},
+    ),
     "DCN": (2, 4, 5, (6, 9), (3, 3), (3, 3), 0, 1, False, {"padding": 1}),
     "DCN, 21 channels": (2, 21, 5, (4, 19), (3, 3), (3, 3), 0, 1, False, {"padding": 1}),
     "DCN v2, 20 channels in a group": (1, 40, 4, (6, 17), (2, 3), (2, 3), 0, 2, True, {"padding": 1, "groups": 2}),
@@ -329,6 +349,28 @@ def test_a_nan_offset_reaches_its_own_pixel_alone(lane: Lane, argument: str, gro
     offsets, offsets_before = gradients[place].copy(), before[place].copy()
     offsets[1, 0, 1, 1, :, 2, 7] = offsets_before[1, 0, 1, 1, :, 2, 7] = 0
     assert bits(offsets) == bits(offsets_before)
+
+
+@each_lane
+@pytest.mark.parametrize("boundary", ["clip", "zeros"])
+@pytest.mark.parametrize("place", [0, 1], ids=["grad_out", "x"])
+def test_no_number_reaches_a_weight_that_does_not_read_it(lane: Lane, boundary: str, place: int) -> None:
+    """Of one channel of 20, at one pixel, which few of the positions of its scope read."""
+    inputs = [normal(lane.dtype, 1, 20, 5, 6), normal(lane.dtype, 1, 20, 6, 7, seed=1)]
+    weight, offsets = normal(lane.dtype, 20, 1, 5, 4), eighths(lane.dtype, 1, 1, 2, 2, 2, 5, 6)
+    results = []
+    for number in (None, np.nan, np.inf):
+        if number is not None:
+            inputs[place][0, 7, 2, 3] = number
+        arrays = (inputs[1], weight, offsets, None, None, None)
+        call = Call(DEFORMABLE_CONV2D, arrays, {"groups": 20, "kernel_boundary": boundary})
+        results.append(lane.backward(call, inputs[0])[1])
+        want, terms = (kind[1] for kind in call.expected_backward(inputs[0]))
+        assert_close(results[-1], want, terms)
+        untouched = np.isfinite(want)
+        assert bits(results[-1][untouched]) == bits(results[0][untouched])
+        assert untouched.all() == (number is None)
+        assert untouched[7].any()
 
 
 @each_lane

@@ -140,7 +140,7 @@ STAGES: dict[str, tuple[Selection, ...]] = {
         f"deformable/cpu_{part}.py": _CPU_DEFORMED
         for part in ("dense", "depthwise", "samples", "tables", *(f"grad_{of}" for of in ("dense", "depthwise")))
     },
-    **{f"deformable/cpu_grad_{part}.py": _CPU_DEFORMED for part in ("image", "points", "samples")},
+    **{f"deformable/cpu_grad_{part}.py": _CPU_DEFORMED for part in ("cells", "image", "points", "samples")},
     "dilated/dense.cu": _DILATION,
     "dilated/depthwise.cu": _DILATION,
     "dilation.cuh": _DILATION,

@@ -18,6 +18,7 @@ from dynk.kernels.common.numeric import accumulators, store
 from dynk.kernels.common.products import add_shares, sum_planes
 from dynk.kernels.deformable.cpu_dense import dense_task, dense_tasks
 from dynk.kernels.deformable.cpu_depthwise import depthwise_task, depthwise_tasks
+from dynk.kernels.deformable.cpu_grad_cells import grad_cells_task, sorts_points
 from dynk.kernels.deformable.cpu_grad_dense import dense_shares, grad_dense_task, grad_dense_tasks
 from dynk.kernels.deformable.cpu_grad_depthwise import depthwise_shares, grad_depthwise_task, grad_depthwise_tasks
 from dynk.kernels.deformable.cpu_grad_image import grad_image_task, grad_image_tasks
@@ -143,12 +144,16 @@ def deformable_depthwise_backward(  # type: ignore[no-untyped-def]
                 grad_kernel_offset, grad_data_offset, grad_mask, like, geometry,
             )  # fmt: skip
     if grad_weight.size > 0:
-        shares, outs = depthwise_shares(like, g), g.O
+        shares, outs, sorts = depthwise_shares(like, g), g.O, sorts_points(like, g)
         partials = accumulators(like, shares * grad_weight.size if shares > 1 else 0)
         for task in prange(grad_depthwise_tasks(like, g)):
-            grad_depthwise_task(
-                np.int64(task), grad_out, x, kernel_offset, data_offset, mask, partials, grad_weight, like, geometry
-            )
+            if sorts:
+                grad_cells_task(np.int64(task), grad_out, x, kernel_offset, partials, grad_weight, like, geometry)
+            else:
+                grad_depthwise_task(
+                    np.int64(task), grad_out, x, kernel_offset, data_offset, mask, partials, grad_weight, like,
+                    geometry,
+                )  # fmt: skip
         terms = grad_weight.size // outs
         for o in prange(outs if shares > 1 else 0):
             add_shares(partials, shares, np.int64(o) * terms, (np.int64(o) + 1) * terms, grad_weight)

@@ -30,7 +30,7 @@ TILES = CHAIN // (PANELS * VECTORS)  # whose vectors are summed in one chain
 
 
 @borrowing
-def _block(g):  # type: ignore[no-untyped-def]
+def block_of_task(g):  # type: ignore[no-untyped-def]
     """Return how many channels a task takes."""
     return max(1, min(g.C, OUTS // (g.O // g.C)))
 
@@ -39,12 +39,12 @@ def _block(g):  # type: ignore[no-untyped-def]
 def depthwise_shares(like, g):  # type: ignore[no-untyped-def]
     """Return among how many tasks the tiles of all images are shared out."""
     tiles, size = g.N * ceil_div(g.Ho * g.Wo, tile_pixels(like)), g.O * g.Sh * g.Sw
-    return max(1, min(tiles, min(ceil_div(TASKS, ceil_div(g.C, _block(g))), PARTIALS // size)))
+    return max(1, min(tiles, min(ceil_div(TASKS, ceil_div(g.C, block_of_task(g))), PARTIALS // size)))
 
 
 @borrowing
 def grad_depthwise_tasks(like, g):  # type: ignore[no-untyped-def]
-    return ceil_div(g.C, _block(g)) * depthwise_shares(like, g)
+    return ceil_div(g.C, block_of_task(g)) * depthwise_shares(like, g)
 
 
 @inlined
@@ -54,9 +54,9 @@ def grad_depthwise_task(  # type: ignore[no-untyped-def]
     """Write a share's sum for a block of channels: to the gradient, or to that of its share where there are several."""
     g = deform_geometry(geometry)
     size, tiles, shares = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like)), depthwise_shares(like, g)
-    taps, positions, many, blocks = g.kh * g.kw, g.Sh * g.Sw, g.O // g.C, ceil_div(g.C, _block(g))
-    c, share = task % blocks * _block(g), task // blocks
-    count = min(_block(g), g.C - c)
+    taps, positions, many, blocks = g.kh * g.kw, g.Sh * g.Sw, g.O // g.C, ceil_div(g.C, block_of_task(g))
+    c, share = task % blocks * block_of_task(g), task // blocks
+    count = min(block_of_task(g), g.C - c)
     row = ceil_div(positions, size) * size if g.has_kernel != 0 else taps * size  # numbers that a channel's sums take
     plan = plan_of(like, 0, like, 0, g)
     samples, terms = accumulators(like, ROWS * taps * size), accumulators(like, ROWS * taps * size)
@@ -90,10 +90,16 @@ def grad_depthwise_task(  # type: ignore[no-untyped-def]
                 value = load(total, o * row + k)
             else:
                 value = vector.total(vector.load(total, o * row + k * size))
-            if shares == 1:
-                store(grad_weight, to + k, value)
-            else:
-                store(partials, share * grad_weight.size + to + k, value)
+            store_sum(value, to + k, share, shares, partials, grad_weight)
+
+
+@borrowing
+def store_sum(value, to, share, shares, partials, grad_weight):  # type: ignore[no-untyped-def]
+    """Store a share's sum: as an element of the gradient, or of the sums of this share where there are several."""
+    if shares == 1:
+        store(grad_weight, to, value)
+    else:
+        store(partials, share * grad_weight.size + to, value)
 
 
 @borrowing
