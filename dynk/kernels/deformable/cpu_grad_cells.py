@@ -13,11 +13,11 @@ import numpy as np
 
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, inlined
-from dynk.kernels.common.numeric import accumulators, fill, load, store
+from dynk.kernels.common.numeric import accumulators, fill, load
 from dynk.kernels.common.products import CHAIN, add_to, ceil_div, tile_pixels
 from dynk.kernels.deformable.cpu_grad_depthwise import block_of_task, depthwise_shares, store_sum
 from dynk.kernels.deformable.cpu_points import COLUMN, CORNERS, HIGH, READS, deform_geometry, tile_of
-from dynk.kernels.deformable.cpu_samples import forget, plan_image, plan_of, plan_scope, run_of
+from dynk.kernels.deformable.cpu_samples import forget, plan_image, plan_of, plan_scope, run_of, turn_planes
 
 CHANNELS = 64  # that are turned at once
 REACHED = 4096  # pixels of the image that the taps of a tile read, at most
@@ -87,8 +87,9 @@ def grad_cells_task(  # type: ignore[no-untyped-def]
                 if many % size != 0:
                     fill(images, 0)
                     fill(grads, 0)
-                _turn(x, (tile.n * g.C + channel) * g.H * g.W, g.H * g.W, first, end, many, images)
-                _turn(grad_out, (tile.n * g.C + channel) * g.Ho * g.Wo, g.Ho * g.Wo, start, last, many, grads)
+                plane, pixels = tile.n * g.C + channel, g.Ho * g.Wo
+                turn_planes(x, plane * g.H * g.W + first, g.H * g.W, end - first, many, images, 0, CHANNELS)
+                turn_planes(grad_out, plane * pixels + start, pixels, last - start, many, grads, 0, CHANNELS)
                 _add_cells(cells, images, grads, many, recent, done + part, row, g)
             done += run
         add_to(total, recent)
@@ -142,22 +143,6 @@ def _cell_of(plan, point):  # type: ignore[no-untyped-def]
     read = flags & load(plan.image.flags, point) & READS == READS and flags & CORNERS[0] == CORNERS[0]
     next_row, next_column = 1 if flags & HIGH != 0 else 0, 1 if flags & (HIGH * COLUMN) != 0 else 0
     return load(plan.scope.elements, point) * 4 + next_row * 2 + next_column if read else -1
-
-
-@borrowing
-def _turn(source, start, plane, first, end, channels, turned):  # type: ignore[no-untyped-def]
-    """Set CHANNELS numbers for each pixel from `first` to `end` of some planes, which start at `start`."""
-    size = vector.lanes(turned)
-    if channels < size:
-        for pixel in range(first, end):
-            for c in range(channels):
-                store(turned, (pixel - first) * CHANNELS + c, load(source, start + c * plane + pixel))
-        return
-    for k in range(0, channels, size):
-        c = min(k, channels - size)  # the last ones overlap those before
-        for v in range(first, end, size):
-            pixel = min(v, end - size)
-            vector.turn(source, start + c * plane + pixel, plane, turned, (pixel - first) * CHANNELS + c, CHANNELS)
 
 
 @borrowing

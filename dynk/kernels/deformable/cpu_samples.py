@@ -221,17 +221,24 @@ def turned_size(images, like, g):  # type: ignore[no-untyped-def]
 def turn_task(task, x, first, turned, like, geometry):  # type: ignore[no-untyped-def]
     """Turn a row of an image."""
     g = deform_geometry(geometry)
-    n, y, wide, size, plane = task // g.H, task % g.H, turned_step(like, g), vector.lanes(like), g.H * g.W
+    n, y, wide, plane = task // g.H, task % g.H, turned_step(like, g), g.H * g.W
     start, to = (first + n) * g.C * plane + y * g.W, (n * plane + y * g.W) * wide
-    if min(g.C, g.W) >= size:
-        for k in range(0, g.C, size):
-            for v in range(0, g.W, size):
-                c, column = min(k, g.C - size), min(v, g.W - size)  # the last ones overlap those before
-                vector.turn(x, start + c * plane + column, plane, turned, to + column * wide + c, wide)
+    turn_planes(x, start, plane, g.W, g.C, turned, to, wide)
+
+
+@borrowing
+def turn_planes(source, start, plane, pixels, channels, turned, to, wide):  # type: ignore[no-untyped-def]
+    """Set rows of `wide` numbers, from `to` on, to the channels of pixels that follow each other from `start` on."""
+    size = vector.lanes(turned)
+    if min(channels, pixels) >= size:
+        for k in range(0, channels, size):
+            for v in range(0, pixels, size):
+                c, pixel = min(k, channels - size), min(v, pixels - size)  # the last ones overlap those before
+                vector.turn(source, start + c * plane + pixel, plane, turned, to + pixel * wide + c, wide)
         return
-    for column in range(g.W):
-        for c in range(g.C):
-            store(turned, to + column * wide + c, load(x, start + c * plane + column))
+    for pixel in range(pixels):
+        for c in range(channels):
+            store(turned, to + pixel * wide + c, load(source, start + c * plane + pixel))
 
 
 @borrowing
