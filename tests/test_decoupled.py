@@ -374,22 +374,28 @@ def test_gradients_of_parameters_are_summed_in_parts(lane: Lane, kh: int, H: int
         assert_close(gradient, want, terms)
 
 
+K = 0  # stands for the extent of a kernel
+
+
 @each_lane
+@pytest.mark.parametrize("kernel", [2, 3])
 @pytest.mark.parametrize(
     ("scale", "shift"),
     [
         ((3, 1, 1, 1, 1), (3, 1, 1, 1, 1)),
-        ((3, 2, 2, 1, 1), (3, 2, 2, 1, 1)),
+        ((3, K, K, 1, 1), (3, K, K, 1, 1)),
         ((9, 41), (9, 41)),
-        ((2, 3, 2, 1, 9, 41), (1,)),
-        ((1, 2, 1, 1), (2, 2, 1, 41)),
+        ((2, 3, K, 1, 9, 41), (1,)),
+        ((1, K, 1, 1), (K, K, 1, 41)),
     ],
 )
-def test_spatial_filters_side_by_side(lane: Lane, scale: tuple[int, ...], shift: tuple[int, ...]) -> None:
+def test_spatial_filters_side_by_side(lane: Lane, kernel: int, scale: tuple[int, ...], shift: tuple[int, ...]) -> None:
     """Whole runs of them and a rest, where some have equal taps; parameters of groups, taps and places."""
-    f = normal(lane.dtype, 2, 3, 2, 2, 9, 41)
+    f = normal(lane.dtype, 2, 3, kernel, kernel, 9, 41)
     f[:, :, :, :, 2, 3:7] = f[0, 0, 0, 0, 0, 0]
-    call = Call(FILTER_NORM, (f, normal(lane.dtype, *scale), normal(lane.dtype, *shift, seed=1)), {"axes": (2, 3)})
+    shapes = ([extent or kernel for extent in shape] for shape in (scale, shift))
+    parameters = (normal(lane.dtype, *shape, seed=seed) for seed, shape in enumerate(shapes))
+    call = Call(FILTER_NORM, (f, *parameters), {"axes": (2, 3)})
     assert_close(lane.forward(call), *call.expected_forward())
     grad_out = normal(lane.dtype, *f.shape, seed=1)
     for gradient, want, terms in zip(lane.backward(call, grad_out), *call.expected_backward(grad_out), strict=True):

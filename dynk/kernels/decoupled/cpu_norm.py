@@ -1,7 +1,7 @@
 """Numba CPU kernels of `filter_norm`.
 
-`cpu_norm_runs` says how work is cut, by the geometry alone; blocks of filters are done by `cpu_norm_vectors` where they
-lie side by side, and by `cpu_norm_rows`, in float64 whatever the storage type, elsewhere.
+`cpu_norm_runs` says how work is cut, by the geometry alone; blocks of filters are done by `cpu_norm_nine` or
+`cpu_norm_vectors` where they lie side by side, and by `cpu_norm_rows`, in float64 whatever the storage type, elsewhere.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from numba import prange
 
 from dynk.kernels.common.compile import borrowing, inlined, kernel
 from dynk.kernels.common.numeric import store
+from dynk.kernels.decoupled.cpu_norm_nine import backward_nine, forward_nine, nine_side_by_side
 from dynk.kernels.decoupled.cpu_norm_rows import ALL, backward_rows, forward_rows
 from dynk.kernels.decoupled.cpu_norm_runs import (
     BLOCK,
@@ -75,10 +76,12 @@ def filter_norm_backward(  # type: ignore[no-untyped-def]
 @inlined
 def _forward_run(task, f, scale, shift, out, geometry, eps):  # type: ignore[no-untyped-def]
     at_f, at_scale, at_shift, count = locate(task, 0, F, geometry)
-    vectors = side_by_side(f, geometry)
+    nine, vectors = nine_side_by_side(f, geometry), side_by_side(f, geometry)
     for k in range(0, count, BLOCK):
         block, left = min(BLOCK, count - k), ALL
-        if vectors and block == BLOCK:
+        if nine and block == BLOCK:
+            left = forward_nine(at_f, at_scale, at_shift, f, scale, shift, out, geometry, eps)
+        elif vectors and block == BLOCK:
             left = forward_vectors(at_f, at_scale, at_shift, f, scale, shift, out, geometry, eps)
         if left != 0:
             forward_rows(block, left, at_f, at_scale, at_shift, f, scale, shift, out, geometry, eps)
@@ -141,13 +144,17 @@ def _backward_task(  # type: ignore[no-untyped-def]
     sums = np.zeros(2 * size, np.float64)
     wanted = (sum_scale - 1, size if sum_shift == 1 else -1)
     slot = 0 if operand == F or _slots(geometry, operand) == 1 else width
-    vectors = side_by_side(f, geometry)
+    nine, vectors = nine_side_by_side(f, geometry), side_by_side(f, geometry)
     for run in range(part * summed // parts, (part + 1) * summed // parts):
         at_f, at_scale, _, count = locate(kept, run, operand, geometry)
         for k in range(0, count, BLOCK):
             block, left, left_sums = min(BLOCK, count - k), ALL, ALL
             at_sums = 0 if geometry[operand + LAST] == 0 else k
-            if vectors and block == BLOCK:
+            if nine and block == BLOCK:
+                left, left_sums = backward_nine(
+                    at_f, at_scale, grad_out, f, scale, grad_f, want_f, sums, wanted, at_sums, slot, geometry, eps
+                )
+            elif vectors and block == BLOCK:
                 left, left_sums = backward_vectors(
                     at_f, at_scale, grad_out, f, scale, grad_f, want_f, sums, wanted, at_sums, slot, geometry, eps
                 )

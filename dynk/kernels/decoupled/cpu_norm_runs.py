@@ -61,6 +61,8 @@ def locate(kept, summed, operand, geometry):  # type: ignore[no-untyped-def]
     for back in range(MAX_NORM_DIMS):
         d = LAST - back
         extent = geometry[EXTENT + d]
+        if extent == 1:
+            continue
         steps = (extent + RUN - 1) // RUN if d == LAST else extent
         if is_kept(geometry, operand, d):
             index, kept = kept % steps, kept // steps

@@ -81,7 +81,7 @@ def backward_vectors(  # type: ignore[no-untyped-def]
                 h = vector.mul(vector.load(grad_out, at), gain)
                 row_h, row_hz = vector.add(row_h, h), vector.fma(h, vector.mul(deviation, inverse), row_hz)
             minus_mean_h, minus_slope = vector.add(minus_mean_h, row_h), vector.add(minus_slope, row_hz)
-        most = _limit(f, LARGEST)
+        most = limit(f, LARGEST)
         sums_in_range = vector.masked(vector.within(minus_mean_h, -most, most), vector.within(minus_slope, -most, most))
         left |= _others(f, vector.masked(in_range, sums_in_range)) << k
         left_sums |= _others(f, in_range) << k
@@ -132,7 +132,7 @@ def _statistics(f, start, geometry, eps):  # type: ignore[no-untyped-def]
             deviation = vector.add(vector.add(vector.load(f, at), minus_first), minus_mean)
             row = vector.fma(deviation, deviation, row)
         squares = vector.add(squares, row)
-    in_range = vector.within(squares, _limit(f, LEAST), _limit(f, MOST))
+    in_range = vector.within(squares, limit(f, LEAST), limit(f, MOST))
     std = vector.sqrt(vector.mul(squares, vector.filled(f, start, 1.0 / max(1, kh * kw - 1))))
     inverse = vector.div(vector.filled(f, start, 1.0), vector.add(std, vector.filled(f, start, eps)))
     return minus_first, minus_mean, std, inverse, in_range
@@ -148,7 +148,7 @@ def _others(f, masks):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _limit(f, limits):  # type: ignore[no-untyped-def]
+def limit(f, limits):  # type: ignore[no-untyped-def]
     """Return the one of two numbers that is for an array's accumulator type."""
     return limits[1] if f.itemsize == 8 else limits[0]
 
