@@ -77,6 +77,12 @@ def shift(start: Any, by: Any) -> Any:
     return _each(lambda start, by: start + by, start, by)
 
 
+@lowered(vector_llvm.opaque, _index)
+def opaque(i: Any) -> Any:
+    """Return i, of which the compiler then knows nothing: it cannot hold more places than registers ready in advance."""
+    return i
+
+
 @lowered(vector_llvm.spaced, _index)
 def spaced(first: Any, step: Any, number: Any) -> Any:
     """Return first + step * number."""

@@ -309,6 +309,11 @@ def shift(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return builder.add(*values)
 
 
+def opaque(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    nothing = ir.InlineAsm(ir.FunctionType(_WORD, [_WORD]), "", "=r,0")  # instructions, but a result in a register
+    return builder.call(nothing, values)
+
+
 def masked(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return builder.and_(*values)
 

@@ -24,7 +24,7 @@ ROOM, LEAST_PITCH = 16 * 1024, 64  # elements of the rows that a task copies, at
 LEAST_WIDTH = 4  # of an image: a row fills a vector of its own
 TASKS = 32  # that are worth while
 PACK = (0, 1, 2, 3, 4, 5, 6, 7)  # vectors of pixels that take a weight at once
-TEN = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)  # rows that three rows of taps read for eight
+NINE = (0, 1, 2, 3, 4, 5, 6, 7, 8)  # taps of 3 x 3
 LEAST_STEPS = 4  # of a dilation in the rows of a band, for which that pays
 
 
@@ -105,14 +105,9 @@ def sum_rows(n, first, last, c0, c1, x, weight, mixture, bias, out, like, geomet
     around = halo(geometry, g)
     band = band_of(n, first, last, around, like, g)
     size, taps, rows, across = vector.lanes(like), g.kh * g.kw, last - first, ceil_div(g.Wo, vector.lanes(like))
-    beyond = 0  # rows that are read and made for nothing
-    for d in range(g.D):
-        if _by_columns(d, rows, geometry, g):
-            beyond = max(beyond, 7 * geometry[DILATIONS_H + d])
-    image = accumulators(like, band.room + beyond * band.pitch + size)
+    image = accumulators(like, band.room + size)
     shifts, kernel = shifts_of(around, band.pitch, 1, geometry, g), accumulators(like, taps)
-    vectors = band.vectors + beyond * across
-    shares, sums = accumulators(like, vectors * g.D * size), accumulators(like, vectors * size)
+    shares, sums = accumulators(like, band.vectors * g.D * size), accumulators(like, band.vectors * size)
     gather_shares(band, mixture, shares, g)
     doubt, known = vector.zeros(like, 0), True
     for c in range(c0, c1):
@@ -171,14 +166,15 @@ def gather_shares(band, mixture, shares, g):  # type: ignore[no-untyped-def]
 def copy_rows(band, x, start, image, g):  # type: ignore[no-untyped-def]
     """Copy the rows of a plane that the band reads."""
     size, mask = vector.lanes(image), vector.between(0, g.W)
-    for y in range(band.bottom - band.top):
-        for first in range(0, g.W, size):
-            column = min(first, max(g.W - size, 0))
-            at, here = start + (band.top + y) * g.W + column, band.origin + y * band.pitch + column
+    for first in range(0, g.W, size):
+        column = min(first, max(g.W - size, 0))
+        at, here = start + band.top * g.W + column, band.origin + column
+        for _ in range(band.bottom - band.top):
             if size <= g.W:
                 vector.store(image, here, vector.load(x, at))
             else:
                 vector.store_where(image, here, 1, vector.load_where(x, at, 1, mask), mask)
+            at, here = vector.opaque(at + g.W), vector.opaque(here + band.pitch)
 
 
 @borrowing
@@ -197,7 +193,7 @@ def tap_sums(image, starts, shifts, at, kernel):  # type: ignore[no-untyped-def]
 @borrowing
 def _by_columns(d, rows, geometry, g):  # type: ignore[no-untyped-def]
     """Return whether eight rows that are a dilation apart share what they read."""
-    return g.kh == 3 and rows >= LEAST_STEPS * geometry[DILATIONS_H + d]
+    return g.kh == 3 and g.kw == 3 and rows >= LEAST_STEPS * geometry[DILATIONS_H + d]
 
 
 @borrowing
@@ -213,20 +209,36 @@ def _convolve(band, d, image, shifts, shares, kernel, sums, g):  # type: ignore[
 
 @borrowing
 def _convolve_columns(band, d, step, rows, across, image, shifts, shares, kernel, sums, g):  # type: ignore[no-untyped-def]
-    """Do the same for kernels of three rows: what is read serves three of eight vectors, `step` rows apart."""
-    size, apart = vector.lanes(image), step * across
-    for y in range(0, rows, 8 * step):
-        for v in range(y * across, min(y + step, rows) * across):
-            start = v // across * band.pitch + band.places[v % across]
-            total = vector.zeros(image, PACK)
-            for j in range(g.kw):
-                here = start + shifts[d * kernel.size + j]
-                values = vector.load(image, vector.spaced(here, step * band.pitch, TEN))
-                total = vector.fma(vector.broadcast(kernel, j), values[0:8], total)
-                total = vector.fma(vector.broadcast(kernel, g.kw + j), values[1:9], total)
-                total = vector.fma(vector.broadcast(kernel, 2 * g.kw + j), values[2:10], total)
-            share = vector.load(shares, vector.spaced((v * g.D + d) * size, apart * g.D * size, PACK))
-            _add_share(share, total, vector.spaced(v * size, apart * size, PACK), sums, d)
+    """Do the same for kernels of 3 x 3, down columns of rows a dilation apart: what is read serves three of them."""
+    size, apart, by = vector.lanes(image), step * across, step * band.pitch
+    weights, share_step, zeros = vector.broadcast(kernel, NINE), step * across * g.D * size, vector.zeros(image, 0)
+    left, middle, right = shifts[d * 9], shifts[d * 9 + 1], shifts[d * 9 + 2]
+    for y in range(min(step, rows)):
+        for column in range(across):
+            at = y * band.pitch + band.places[column]
+            share, here = (y * across + column) * g.D * size + d * size, (y * across + column) * size
+            values = vector.load(image, (at + left, at + middle, at + right))
+            upper = _add_row(weights[0:3], values, zeros)
+            at += by
+            values = vector.load(image, (at + left, at + middle, at + right))
+            lower = _add_row(weights[3:6], values, upper)
+            upper = _add_row(weights[0:3], values, zeros)
+            for _ in range(ceil_div(rows - y, step)):
+                at, share, here = vector.opaque(at + by), vector.opaque(share), vector.opaque(here)
+                values = vector.load(image, (at + left, at + middle, at + right))
+                total = _add_row(weights[6:9], values, lower)
+                lower = _add_row(weights[3:6], values, upper)
+                upper = _add_row(weights[0:3], values, zeros)
+                before = vector.load(sums, here) if d > 0 else zeros
+                vector.store(sums, here, vector.fma(vector.load(shares, share), total, before))
+                share += share_step
+                here += apart * size
+
+
+@borrowing
+def _add_row(weights, values, total):  # type: ignore[no-untyped-def]
+    total = vector.fma(weights[0], values[0], total)
+    return vector.fma(weights[2], values[2], vector.fma(weights[1], values[1], total))
 
 
 @borrowing
