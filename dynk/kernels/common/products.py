@@ -17,6 +17,7 @@ PANELS = 4  # of VECTORS vectors each that a tile of pixels has
 ROWS = 8
 CHAIN = 64
 
+_FOUR = (0, 1, 2, 3)
 _EIGHT = (0, 1, 2, 3, 4, 5, 6, 7)
 _THREE = (0, 1, 2)
 _COLUMN_OF_ALL, _COLUMN_OF_EIGHT = _THREE * ROWS, (0,) * ROWS
@@ -104,13 +105,21 @@ def load_rows(array, start, row_step, rows, count, to):  # type: ignore[no-untyp
     Up to a vector behind the last row is written too.
     """
     size = vector.lanes(to)
-    zero = vector.zeros(to, 0)
-    check = zero
+    zero, zeros = vector.zeros(to, 0), vector.zeros(to, _FOUR)
+    check, checks = zero, zeros  # 0 unless a value is not finite; the sums of a pack do not wait for each other
     for row in range(rows):
-        for k in range(0, count, size):
-            values = vector.load_where(array, start + row * row_step + k, 1, vector.between(0, count - k))
-            check = vector.fma(values, zero, check)  # 0 unless a value is not finite
-            vector.store(to, row * count + k, values)
+        at, here = start + row * row_step, row * count
+        packed = count - count % (4 * size)
+        for k in range(0, packed, 4 * size):
+            values = vector.load(array, vector.spaced(at + k, size, _FOUR))
+            checks = vector.fma(values, zeros, checks)
+            vector.store(to, vector.spaced(here + k, size, _FOUR), values)
+        for k in range(packed, count, size):
+            rest = vector.load_where(array, at + k, 1, vector.between(0, count - k))
+            check = vector.fma(rest, zero, check)
+            vector.store(to, here + k, rest)
+    for k in range(4):
+        check = vector.add(check, checks[k])
     return vector.total(check) == 0
 
 

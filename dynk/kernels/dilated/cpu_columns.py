@@ -39,13 +39,15 @@ def _mix(tile, v, i, j, x, channel, channels, columns, panel, dilations, g):  # 
     shares = vector.where(masks, shares, vector.zeros(columns, dilations))
     to, step = place(i * g.kw + j, v, channels * taps, panel, columns), taps * panel * size
     flat, anchors = tile.flat, tile.anchors  # passing the tile in a loop would cost more than the loop
-    for c in range(channels):
-        here = (to + c * step,)
+    at = 0
+    for _ in range(channels):
+        here = (to,)
         if flat:
-            values = vector.load_where(x, vector.shift(starts, c * plane), 1, masks)
+            values = vector.load_where(x, vector.shift(starts, at), 1, masks)
         else:
-            values = vector.gather(x, vector.shift(starts, c * plane), anchors, v * size, masks)
+            values = vector.gather(x, vector.shift(starts, at), anchors, v * size, masks)
         total = vector.zeros(columns, here)
         if dilations[0] > 0:
             total = vector.load(columns, here)
         vector.store(columns, here, vector.dot(values, shares, total))
+        at, to = vector.opaque(at + plane), vector.opaque(to + step)
