@@ -170,6 +170,7 @@ def copy_rows(band, x, start, image, g):  # type: ignore[no-untyped-def]
         column = min(first, max(g.W - size, 0))
         at, here = start + band.top * g.W + column, band.origin + column
         for _ in range(band.bottom - band.top):
+            vector.prefetch(x, at + g.H * g.W)  # of the next channel
             if size <= g.W:
                 vector.store(image, here, vector.load(x, at))
             else:
