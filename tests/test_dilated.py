@@ -297,6 +297,17 @@ def test_sums_of_several_chains_and_blocks(lane: Lane, image: Any, kernel: Any, 
         assert_close(*result)
 
 
+@pytest.mark.parametrize(("channels", "outputs", "groups"), [(20, 520, 1), (60, 1040, 2), (912, 520, 1)])
+def test_weights_that_the_cpu_copies_once_or_in_every_task(channels: int, outputs: int, groups: int) -> None:
+    """In pieces of several blocks, of which one is not finite; the last are too many to be copied once."""
+    weight = normal("float32", outputs, channels // groups, 3, 3)
+    weight[outputs - 3, 1, 1, 1] = np.nan
+    arrays = normal("float32", 1, channels, 3, 20), weight, normal("float32", 1, 2, 3, 20), None
+    call = Call(OPERATOR, arrays, {"dilations": (1, 2), "groups": groups})
+    out = dynk.adaptive_dilation_conv2d(*arrays, dilations=(1, 2), groups=groups, backend="cpu")
+    assert_close(out, *call.expected_forward())
+
+
 @each_lane
 def test_empty_batch(lane: Lane) -> None:
     shapes, options = OPERATOR.samples[0]

@@ -39,7 +39,7 @@ def agree(function, *arrays):
 def arithmetic(a, b, out, mask):
     starts = (0, vector.lanes(a))
     x, y = vector.load(a, starts), vector.broadcast(b, vector.shift(starts, 1))
-    z = vector.load(b, vector.spaced(2, 16, (0, 1)))
+    z = vector.load(b, vector.spaced(vector.opaque(2), 16, (0, 1)))
     done = vector.fma(x, y, vector.where(mask, vector.add(x, z), vector.mul(x, z)))
     vector.store(out, starts, done)
     single = vector.dot(x, y, (vector.zeros(a, 0),))[0]

@@ -85,7 +85,8 @@ def adaptive_dilation_conv2d(
     Where values are not looked at before the launch, on CUDA and in compiled JAX programs, a pixel whose index is not
     one of a candidate becomes NaN. Columns are mixed, and all sums formed, in float32 (float64 for float64); the result
     is rounded once. The columns are formed tile by tile: the workspace does not grow with the image. For kernels of up
-    to 7 x 7 it is at most 2 MiB for each thread on the CPU (4 for float64); on CUDA there is none.
+    to 7 x 7 it is at most 2 MiB for each thread on the CPU (4 for float64) and 16 MiB (32) for all together; on CUDA
+    there is none.
 
     References
     ----------

@@ -99,8 +99,8 @@ def _multiply(  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def load_rows(array, start, row_step, rows, count, to):  # type: ignore[no-untyped-def]
-    """Copy `rows` runs of `count` numbers to rows that follow each other, and return whether all are finite.
+def load_rows(array, start, row_step, rows, count, to, to_at):  # type: ignore[no-untyped-def]
+    """Copy `rows` runs of `count` numbers to rows that follow each other; return whether all are finite.
 
     Up to a vector behind the last row is written too.
     """
@@ -108,7 +108,7 @@ def load_rows(array, start, row_step, rows, count, to):  # type: ignore[no-untyp
     zero, zeros = vector.zeros(to, 0), vector.zeros(to, _FOUR)
     check, checks = zero, zeros  # 0 unless a value is not finite; the sums of a pack do not wait for each other
     for row in range(rows):
-        at, here = start + row * row_step, row * count
+        at, here = start + row * row_step, to_at + row * count
         packed = count - count % (4 * size)
         for k in range(0, packed, 4 * size):
             values = vector.load(array, vector.spaced(at + k, size, _FOUR))

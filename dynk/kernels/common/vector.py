@@ -79,7 +79,7 @@ def shift(start: Any, by: Any) -> Any:
 
 @lowered(vector_llvm.opaque, _index)
 def opaque(i: Any) -> Any:
-    """Return i, of which the compiler then knows nothing: it cannot hold more places than registers ready in advance."""
+    """Return i, of which the compiler then knows nothing: it does not form more places in advance than it can hold."""
     return i
 
 

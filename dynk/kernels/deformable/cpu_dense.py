@@ -57,7 +57,7 @@ def dense_task(  # type: ignore[no-untyped-def]
     for c in range(0, channels, block):
         count, channel = min(block, channels - c), group * channels + c
         form_columns(plan, tile, x, kernel_offset, data_offset, mask, channel, count, samples, columns, VECTORS, g)
-        finite = load_rows(weight, (o * channels + c) * terms, channels * terms, rows, count * terms, weights)
+        finite = load_rows(weight, (o * channels + c) * terms, channels * terms, rows, count * terms, weights, 0)
         if finite or g.has_kernel != 0:
             for v in range(0, tile.vectors, VECTORS):
                 for row in range(0, rows, ROWS):

@@ -103,7 +103,7 @@ def _form_grad_columns(  # type: ignore[no-untyped-def]
         many, o = min(OUTS, outs - first), group * outs + first
         if new_weights or outs > OUTS:
             start = (o * (g.C // g.groups) + c) * terms
-            load_rows(weight, start, g.C // g.groups * terms, many, rows, room.weights)
+            load_rows(weight, start, g.C // g.groups * terms, many, rows, room.weights, 0)
         if new_grads or outs > OUTS:
             start = (tile.n * g.O + o) * g.Ho * g.Wo + tile.first
             load_planes(grad_out, start, g.Ho * g.Wo, many, tile.pixels, room.grads)

@@ -18,7 +18,7 @@ from dynk.kernels.dilated.cpu_depthwise import (
     depthwise_weight_tasks,
     form_depthwise,
 )
-from dynk.kernels.dilated.cpu_forward import forward_task, forward_tasks
+from dynk.kernels.dilated.cpu_forward import forward_task, forward_tasks, pack_weights, packed_size, packed_units
 from dynk.kernels.dilated.cpu_grad_columns import (
     blocks_with_shares,
     form_dense,
@@ -58,8 +58,12 @@ def dilation_dense_forward(  # type: ignore[no-untyped-def]
 ):
     g = dilation_geometry(geometry)
     like, mixture = accumulators(x, 0), Mixture(dilation_weights, indices)
+    units = packed_units(like, g)
+    packed, finite = accumulators(like, units * packed_size(like, g)), np.empty(units, np.int64)
+    for unit in prange(units):
+        pack_weights(np.int64(unit), weight, packed, finite, geometry)
     for task in prange(forward_tasks(like, g)):
-        forward_task(np.int64(task), x, weight, mixture, bias, out, like, geometry)
+        forward_task(np.int64(task), x, weight, packed, finite, mixture, bias, out, like, geometry)
 
 
 @kernel

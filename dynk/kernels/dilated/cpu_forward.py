@@ -22,6 +22,7 @@ from dynk.kernels.dilated.cpu_tiles import dilation_geometry, seen_by_tap, tile_
 
 OUTS = 512  # output channels of a task, at most
 TERMS = 256  # rows of columns that are formed at once, about
+PACKED = 4 << 20  # weights that are copied once for all tasks, at most
 
 
 @borrowing
@@ -36,8 +37,40 @@ def forward_tasks(like, g):  # type: ignore[no-untyped-def]
     return g.N * g.groups * blocks * ceil_div(g.Ho * g.Wo, tile_pixels(like))
 
 
+@borrowing
+def packed_units(like, g):  # type: ignore[no-untyped-def]
+    """Return in how many pieces the weights are copied once for all tasks, 0 if each task copies what it reads."""
+    pieces = ceil_div(g.C // g.groups, block_of(g.C // g.groups, g.kh * g.kw))
+    units = g.groups * ceil_div(g.O // g.groups, OUTS) * pieces
+    return units if units * packed_size(like, g) <= PACKED else 0
+
+
+@borrowing
+def packed_size(like, g):  # type: ignore[no-untyped-def]
+    """Return the room for a piece: the weights of a block of outputs for a block of channels, and a vector."""
+    rows = padded(min(OUTS, g.O // g.groups))
+    return rows * block_of(g.C // g.groups, g.kh * g.kw) * g.kh * g.kw + vector.lanes(like)
+
+
+@borrowing
+def pack_weights(unit, weight, packed, finite, geometry):  # type: ignore[no-untyped-def]
+    """Copy a piece of the weights, and say whether all of it is finite."""
+    g = dilation_geometry(geometry)
+    outs, channels, taps = g.O // g.groups, g.C // g.groups, g.kh * g.kw
+    block = block_of(channels, taps)
+    pieces, blocks = ceil_div(channels, block), ceil_div(outs, OUTS)
+    c, first = unit % pieces * block, unit // pieces % blocks * OUTS
+    start = ((unit // pieces // blocks * outs + first) * channels + c) * taps
+    rows, count = min(OUTS, outs - first), min(block, channels - c) * taps
+    to = unit * packed_size(packed, g)
+    finite[unit] = int(load_rows(weight, start, channels * taps, rows, count, packed, to))
+
+
 @inlined
-def forward_task(task, x, weight, mixture, bias, out, like, geometry):  # type: ignore[no-untyped-def]
+def forward_task(  # type: ignore[no-untyped-def]
+    task, x, weight, packed, pieces_finite, mixture, bias, out, like, geometry
+):
+    """Make a tile; the weights are in `packed`, unless there is no piece of them."""
     g = dilation_geometry(geometry)
     size, tiles = vector.lanes(like), ceil_div(g.Ho * g.Wo, tile_pixels(like))
     outs, channels, taps = g.O // g.groups, g.C // g.groups, g.kh * g.kw
@@ -48,17 +81,25 @@ def forward_task(task, x, weight, mixture, bias, out, like, geometry):  # type: 
     o = group * outs + first
     tile = tile_of(n, task % tiles * tile_pixels(like), g.Ho * g.Wo, 0, g.H, mixture, like, geometry)
     columns = accumulators(like, PANELS * VECTORS * size * block * taps)
-    weights = accumulators(like, padded(rows) * block * taps + size)
+    weights = packed if pieces_finite.size > 0 else accumulators(like, padded(rows) * block * taps + size)
+    unit = (group * blocks + first // OUTS) * ceil_div(channels, block)
     kept = accumulators(like, ROWS * block * taps)
     totals = accumulators(like, PANELS * VECTORS * size * padded(rows))
     masks = seen_by_tap(tile, g)
     for c in range(0, channels, block):
         count = min(block, channels - c)
         form_columns(tile, x, group * channels + c, count, columns, VECTORS, g)
-        finite = load_rows(weight, (o * channels + c) * taps, channels * taps, rows, count * taps, weights)
+        if pieces_finite.size > 0:
+            piece = unit + c // block
+            finite, at = pieces_finite[piece] != 0, piece * packed_size(like, g)
+        else:
+            start, at = (o * channels + c) * taps, 0
+            finite = load_rows(weight, start, channels * taps, rows, count * taps, weights, at)
         for v in range(0, tile.vectors, VECTORS):
             for row in range(0, rows, ROWS):
-                _multiply_columns(weights, kept, row, columns, count, v, tile.vectors, finite, masks, totals, rows, g)
+                _multiply_columns(
+                    weights, at, kept, row, columns, count, v, tile.vectors, finite, masks, totals, rows, g
+                )
     for row in range(rows):
         to = (n * g.O + o + row) * g.Ho * g.Wo + tile.first
         for v in range(tile.vectors):
@@ -70,7 +111,7 @@ def forward_task(task, x, weight, mixture, bias, out, like, geometry):  # type: 
 
 @inlined
 def _multiply_columns(  # type: ignore[no-untyped-def]
-    weights, kept, row, columns, channels, v, vectors, finite, masks, totals, rows, g
+    weights, start, kept, row, columns, channels, v, vectors, finite, masks, totals, rows, g
 ):
     """Add the products of ROWS rows of weights with a panel of columns to the totals.
 
@@ -80,7 +121,7 @@ def _multiply_columns(  # type: ignore[no-untyped-def]
     taps = g.kh * g.kw
     terms, width = channels * taps, VECTORS * vector.lanes(columns)
     b_at, to = place(0, v, terms, VECTORS, columns), place(row, v, padded(rows), VECTORS, totals)
-    at, many = row * terms, min(VECTORS, vectors - v)
+    at, many = start + row * terms, min(VECTORS, vectors - v)
     if finite:
         multiply(weights, at, terms, 1, columns, b_at, width, terms, many, masks, taps * vectors, totals, to, width)
         return

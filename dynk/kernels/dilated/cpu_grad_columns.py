@@ -72,7 +72,7 @@ def form_dense(  # type: ignore[no-untyped-def]
     for first in range(0, outs, OUTS):
         many, o = min(OUTS, outs - first), group * outs + first
         if new_weights or outs > OUTS:
-            load_rows(weight, (o * (g.C // g.groups) + c) * taps, g.C // g.groups * taps, many, rows, weights)
+            load_rows(weight, (o * (g.C // g.groups) + c) * taps, g.C // g.groups * taps, many, rows, weights, 0)
         if new_grads or outs > OUTS:
             start = (tile.n * g.O + o) * g.Ho * g.Wo + tile.first
             load_planes(grad_out, start, g.Ho * g.Wo, many, tile.pixels, grads)
