@@ -25,7 +25,7 @@ LEAST_WIDTH = 4  # of an image: a row fills a vector of its own
 TASKS = 32  # that are worth while
 PACK = (0, 1, 2, 3, 4, 5, 6, 7)  # vectors of pixels that take a weight at once
 NINE = (0, 1, 2, 3, 4, 5, 6, 7, 8)  # taps of 3 x 3
-LEAST_STEPS = 4  # of a dilation in the rows of a band, for which that pays
+LEAST_STEPS = 4  # of a dilation in the rows of a band, for which going down columns pays
 
 
 class Band(NamedTuple):
@@ -193,7 +193,7 @@ def tap_sums(image, starts, shifts, at, kernel):  # type: ignore[no-untyped-def]
 
 @borrowing
 def _by_columns(d, rows, geometry, g):  # type: ignore[no-untyped-def]
-    """Return whether eight rows that are a dilation apart share what they read."""
+    """Return whether columns of rows that are a dilation apart are long enough to share what they read."""
     return g.kh == 3 and g.kw == 3 and rows >= LEAST_STEPS * geometry[DILATIONS_H + d]
 
 
@@ -205,7 +205,9 @@ def _convolve(band, d, image, shifts, shares, kernel, sums, g):  # type: ignore[
         starts = vector.pick(band.places, vector.shift(PACK, v))
         share = vector.load(shares, vector.spaced((v * g.D + d) * size, g.D * size, PACK))
         total = tap_sums(image, starts, shifts, d * kernel.size, kernel)
-        _add_share(share, total, vector.spaced(v * size, size, PACK), sums, d)
+        here = vector.spaced(v * size, size, PACK)
+        before = vector.load(sums, here) if d > 0 else vector.zeros(sums, PACK)
+        vector.store(sums, here, vector.fma(share, total, before))
 
 
 @borrowing
@@ -238,14 +240,9 @@ def _convolve_columns(band, d, step, rows, across, image, shifts, shares, kernel
 
 @borrowing
 def _add_row(weights, values, total):  # type: ignore[no-untyped-def]
+    """Add the products of a row of three weights."""
     total = vector.fma(weights[0], values[0], total)
     return vector.fma(weights[2], values[2], vector.fma(weights[1], values[1], total))
-
-
-@borrowing
-def _add_share(share, total, here, sums, d):  # type: ignore[no-untyped-def]
-    before = vector.load(sums, here) if d > 0 else vector.zeros(sums, PACK)
-    vector.store(sums, here, vector.fma(share, total, before))
 
 
 @borrowing
