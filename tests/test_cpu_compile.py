@@ -48,7 +48,7 @@ def test_what_a_kernel_calls_has_no_name_that_other_code_could_find(tmp_path):
 {CALL}
 call()
 from dynk.kernels.decoupled import cpu
-(compiled,) = cpu.ddf_forward.overloads.values()
+(compiled,) = cpu.ddf_nine_forward.overloads.values()
 lines = [line for line in compiled.library.get_llvm_str().splitlines() if line.startswith("define ")]
 print(len(lines) > 0, sum("internal" in line or "linkonce" in line for line in lines))
 """
@@ -67,7 +67,7 @@ def test_an_edit_to_a_helper_in_another_file_is_not_hidden_by_the_cache(tmp_path
     site, cache = _copy(tmp_path), {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), **QUICK}
     code = "import numpy as np, dynk; print(dynk.ddf(np.ones((1, 1, 1, 1)), None, np.ones((1, 1, 1, 1)))[0, 0, 0, 0])"
     count_hits = (
-        f"{code}\nfrom dynk.kernels.decoupled import cpu\nprint(sum(cpu.ddf_forward.stats.cache_hits.values()))"
+        f"{code}\nfrom dynk.kernels.decoupled import cpu\nprint(sum(cpu.ddf_rows_forward.stats.cache_hits.values()))"
     )
     assert run(code, site, **cache).split() == ["1.0"]
     assert run(count_hits, site, **cache).split() == ["1.0", "1"]
@@ -110,7 +110,7 @@ caching._CacheLocator.ensure_cache_path = refuse
 {CALL}
 call()
 from dynk.kernels.decoupled import cpu
-assert "Null" in type(cpu.ddf_forward._cache).__name__
+assert "Null" in type(cpu.ddf_nine_forward._cache).__name__
 """
     for path in sorted(site.rglob("*"), reverse=True):
         path.chmod(0o555 if path.is_dir() else 0o444)

@@ -141,7 +141,8 @@ COUNT_FUSED = """
 import re, numba, numpy as np
 from dynk.kernels.decoupled import cpu
 array = numba.types.Array(numba.types.float32, 1, "C")
-for kernel, count in ((cpu.ddf_forward, 4), (cpu.ddf_backward, 7)):
+kernels = cpu.ddf_nine_forward, cpu.ddf_rows_forward, cpu.ddf_nine_backward, cpu.ddf_rows_backward
+for kernel, count in zip(kernels, (4, 4, 7, 7)):
     signature = (array,) * count + (numba.types.int64[::1], numba.types.float64[::1])
     kernel.compile(signature)
     print(len(re.findall(PATTERN, kernel.inspect_asm(signature))))
@@ -157,10 +158,44 @@ def test_kernels_multiply_and_add_whole_vectors(tmp_path):
         pytest.skip("this processor has no fused multiply-add")
     # Compiled anew: Numba keeps no assembly with what it takes from its cache.
     code = f"PATTERN = {FUSED[machine]!r}\n{COUNT_FUSED}"
-    forward, backward = map(int, run(code, NUMBA_CACHE_DIR=str(tmp_path)).split())
-    # Four channels for each tap of a row of 3 and of a row of 5; and those of the filters' gradients.
-    assert forward >= 4 * (3 + 5)
-    assert backward >= 4 * (3 + 5) + 12
+    forward_nine, forward_rows, backward_nine, backward_rows = map(
+        int, run(code, NUMBA_CACHE_DIR=str(tmp_path)).split()
+    )
+    # Four channels for each of nine taps, or of a row of 3 and of a row of 5; and those of the filters' gradients.
+    assert forward_nine >= 4 * 9
+    assert forward_rows >= 4 * (3 + 5)
+    assert backward_nine >= 4 * 9 + 12
+    assert backward_rows >= 4 * (3 + 5) + 12
+
+
+LARGE = """
+import numpy as np, dynk
+from dynk._operator import operators
+from dynk.kernels.common import vector
+from dynk.testing import Call, assert_close, rounded
+vector.STREAM_BYTES = -1  # every result counts as large
+rng = np.random.default_rng(0)
+for N, C, H, W in (1, 4, 1, 1), (1, 9, 3, 5), (2, 8, 7, 11), (1, 4, 16, 16), (1, 8, 13, 32), (2, 5, 20, 30):
+    shapes = (N, C, H, W), (N, 1, 3, 3, H, W), (N, C, 3, 3)
+    x, spatial, channel = (rounded(rng.standard_normal(shape), dtype) for shape in shapes)
+    for number in 1.0, np.inf:  # where one sum is not finite, those around it are formed anew
+        x[0, C // 2, H // 2, W // 2] = number
+        call = Call(operators()["ddf"], (x, spatial, channel), {})
+        expected, magnitude = call.expected_forward()
+        for offset in 0, 1, 3, 8, 15, 21:
+            room = np.full(offset + x.size + 70, 7).astype(x.dtype)
+            out = room[offset : offset + x.size].reshape(x.shape)
+            assert_close(call.forward(out=out, backend="cpu"), expected, magnitude)
+            assert (room[:offset] == 7).all() and (room[offset + x.size :] == 7).all()
+        grad_out = rounded(rng.standard_normal(x.shape), dtype)
+        for gradient, want, bound in zip(call.backward(grad_out, backend="cpu"), *call.expected_backward(grad_out)):
+            assert_close(gradient, want, bound)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_large_results_are_written_whole_wherever_they_begin(tmp_path, dtype):
+    run(f"dtype = {dtype!r}\n{LARGE}", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path), **QUICK)
 
 
 @each_family
@@ -371,7 +406,7 @@ from dynk.kernels.decoupled import cpu, geometry
 too_long = geometry.FilterGeometry(1, 1, 1, 2, 9, 2, 9, 1, 1, 1, 1, 1, 1, 1, 0, 1, 0)
 a = np.ones(4, np.float32)
 try:
-    cpu.ddf_forward(a, a[:0], a, a.copy(), np.array(too_long), np.empty(0))
+    cpu.ddf_rows_forward(a, a[:0], a, a.copy(), np.array(too_long), np.empty(0))
 except (IndexError, SystemError):
     print("caught")
 """

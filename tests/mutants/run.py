@@ -61,6 +61,7 @@ def _cpu(operators: str, quick: str, family: str, its_tests: str, long: str, som
 
 
 _CPU_FILTERS = _cpu("ddf or ddf_upsample", "smoke", _FAMILIES, f"not ({_NORM_TESTS})", "bands", "mul")
+_CPU_RESULTS = (*_CPU_FILTERS, ("tests/test_cpu_kernels.py", "-k", "large_results"))
 _CPU_NORM = _cpu("filter_norm", "smoke", _FAMILIES, _NORM_TESTS, "side_by_side", "scale")
 _CPU_DYNAMIC = _cpu(
     "dynamic_filter", "smoke", _SAMPLED, "not ls_dfn and not attention", "several_chains", "mean or max"
@@ -127,7 +128,9 @@ STAGES: dict[str, tuple[Selection, ...]] = {
     "sampled/cpu_dynamic.py": _CPU_DYNAMIC,
     **{f"sampled/cpu{part}_summed.py": _CPU_SUMMED for part in ("", "_grad")},
     "sampled/cpu_rows.py": (*_CPU_DYNAMIC, *_CPU_SAMPLES),
-    **{f"decoupled/cpu_{part}.py": _CPU_FILTERS for part in ("apart", "products", "sums", "sweep")},
+    **{f"decoupled/cpu_{part}.py": _CPU_FILTERS for part in ("apart", "products", "sums", "sums_rows", "sweep")},
+    "decoupled/cpu_results.py": _CPU_RESULTS,
+    "decoupled/cpu_sums_nine.py": _CPU_RESULTS,
     **{f"sampled/cpu{part}.py": _CPU_SAMPLES for part in ("", "_attention", "_mix", "_products", "_samples")},
     "dilated/cpu_gumbel.py": _CPU_DRAWS,
     "dilated/cpu.py": (*_CPU_DILATION, *_CPU_DRAWS),

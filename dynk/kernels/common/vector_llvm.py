@@ -154,7 +154,7 @@ def filled(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
 def load_where(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     array, (data, i, step, mask) = kinds[0], values
     kind, name, align = _storage(array)
-    _check(context, builder, array, data, i, step, mask)
+    _check(context, builder, array, data, i, step, builder.and_(mask, _lanes_of(kind.count)))
     rest = [_i32(align), _bits(builder, mask, kind.count), ir.Constant(kind, None)]
     with builder.if_else(builder.icmp_signed("==", step, ir.Constant(_WORD, 1))) as (then, otherwise):
         with then:
@@ -219,7 +219,7 @@ def prefetch(context: Any, builder: Any, kinds: Any, values: Any) -> None:
 def store_where(context: Any, builder: Any, kinds: Any, values: Any) -> None:
     array, (data, i, step, value, mask) = kinds[0], values
     kind, name, align = _storage(array)
-    _check(context, builder, array, data, i, step, mask)
+    _check(context, builder, array, data, i, step, builder.and_(mask, _lanes_of(kind.count)))
     stored, rest = _narrowed(builder, array, value), [_i32(align), _bits(builder, mask, kind.count)]
     with builder.if_else(builder.icmp_signed("==", step, ir.Constant(_WORD, 1))) as (then, otherwise):
         with then:

@@ -13,7 +13,7 @@ from dynk.kernels.common import numeric, vector
 from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.decoupled.cpu_apart import room_for, take_apart
-from dynk.kernels.decoupled.cpu_sums import CHAIN, ahead
+from dynk.kernels.decoupled.cpu_sums import CHAIN
 from dynk.kernels.decoupled.cpu_sweep import (
     FIELDS,
     FIRST_FILTER,
@@ -24,6 +24,7 @@ from dynk.kernels.decoupled.cpu_sweep import (
     VALUE,
     WHOLE,
     Split,
+    ahead,
     ceil,
     reach_of,
     split,

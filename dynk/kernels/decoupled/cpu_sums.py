@@ -10,36 +10,35 @@ from __future__ import annotations
 from dynk.kernels.common import numeric, vector
 from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import fill, unset
+from dynk.kernels.decoupled.cpu_results import ROOM, write
 from dynk.kernels.decoupled.cpu_sweep import (
     FIELDS,
     FILTER,
     FIRST_FILTER,
     FIRST_RESULT,
     FIRST_VALUE,
-    FULL,
-    LOWER,
-    POSITIONS,
     TAP,
-    UPPER,
     VALUE,
     WEIGHT,
     WHOLE,
+    ahead,
     vectors_of,
 )
 
 CHAIN = 64  # terms that are added one to the other
-AHEAD = 64  # vectors between what caches are asked for and what is read
 
 
 @inlined
 def sum_band(  # type: ignore[no-untyped-def]
-    n, c0, c1, first, last, values, start, margins, spatial, channel, result, sweep, taps, reach, sub_pixels, planes, g
-):
+    n, c0, c1, first, last, values, start, margins, spatial, channel, result, sweep, taps, reach, sub_pixels, planes, g,
+    side_by_side,
+):  # fmt: skip
     """Write the sums of all taps for the vectors first <= v < last of some channels.
 
     Values of channel c0 begin at `start`; `margins` is not 0 where so much may be read around those of all channels as
     vectors reach. `sub_pixels` results of each position use one set of taps after the other, of which none stands
     farther than `reach` elements from its position; `planes` are the sizes of a channel's planes of values and results.
+    `side_by_side` forms the sums of four channels where rows of a filter read values side by side.
     """
     size = vector.lanes(values)
     tables = vectors_of(sweep, taps, first, last, size)
@@ -48,6 +47,7 @@ def sum_band(  # type: ignore[no-untyped-def]
     weights = unset(values, sub_pixels * taps.size // TAP * 4)
     if g.has_channel == 0:
         fill(weights, 1)
+    ring = unset(values, 4 * ROOM * size)
     past = 1 if result.size * result.itemsize > vector.STREAM_BYTES else 0
     margin, c = reach + 2 * size, c0
     while c < c1:
@@ -73,15 +73,10 @@ def sum_band(  # type: ignore[no-untyped-def]
         while margins == 0 and begin < end and past_end + tables[0][end * FIELDS - FIELDS + FIRST_VALUE] > 0:
             end -= 1
         finite = True
-        if columns == 3:
-            finite = _sums_of_3(
-                begin, end, at, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes,
-                past, g
-            )  # fmt: skip
-        elif columns == 5:
-            finite = _sums_of_5(
-                begin, end, at, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes,
-                past, g
+        if begin < end:
+            finite = side_by_side(
+                columns, begin, end, at, image, pack, values, filters, weights, ring, result, tables, sweep, taps,
+                sub_pixels, planes, past, g,
             )  # fmt: skip
         if not finite:
             vector.drain()
@@ -137,17 +132,6 @@ def _gather_weights(image, number, channel, weights, taps, sub_pixels, g):  # ty
 
 
 @borrowing
-def ahead(v, field, fields, following):  # type: ignore[no-untyped-def]
-    """Return a field of the vector AHEAD of vector v, or what it is in the pack of channels that follows.
-
-    Hardware by itself fetches neither enough of so many rows at once nor soon enough.
-    """
-    count = fields.size // FIELDS
-    later = v + min(AHEAD, count)
-    return fields[later * FIELDS + field] if later < count else fields[(later - count) * FIELDS + field] + following
-
-
-@borrowing
 def _sums(  # type: ignore[no-untyped-def]
     begin, end, start, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past, g
 ):
@@ -181,81 +165,5 @@ def _sums(  # type: ignore[no-untyped-def]
                         x = vector.load_where(values, at, sweep.value_step, mask)
                         chain = vector.where(mask, vector.fma(both, x, chain), chain)
                 total = chain if first == 0 else vector.add(total, chain)
-            _write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, sweep, g)
+            write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, sweep, g)
             even = total
-
-
-@borrowing
-def _write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, sweep, g):  # type: ignore[no-untyped-def]
-    """Write the results of sub-pixel pq of a vector; where there are four, each two at once."""
-    size = vector.lanes(result)
-    full = vector.pick(fields, v * FIELDS + FULL) != 0
-    # Masked stores cost far more than others.
-    if sub_pixels == 4:
-        if pq % 2 == 1:
-            low, high = vector.zipped(even, total, 0), vector.zipped(even, total, 1)
-            start = vector.shift(to, pq // 2 * sub_row)
-            if full:
-                _write_whole(result, start, low, past)
-                _write_whole(result, vector.shift(start, size), high, past)
-            else:
-                rest = vector.pick(fields, v * FIELDS + UPPER)
-                vector.store_where(result, start, 1, low, vector.pick(fields, v * FIELDS + LOWER))
-                vector.store_where(result, vector.shift(start, size), 1, high, rest)
-    elif full and sweep.result_step == 1:
-        _write_whole(result, to, total, past)
-    else:
-        sub_pixel = pq // g.scale * sub_row + pq % g.scale if sub_pixels > 1 else 0
-        mask = vector.pick(fields, v * FIELDS + POSITIONS)
-        vector.store_where(result, vector.shift(to, sub_pixel), sweep.result_step, total, mask)
-
-
-@borrowing
-def _write_whole(result, to, total, past):  # type: ignore[no-untyped-def]
-    if past != 0:
-        vector.stream(result, to, total)
-    else:
-        vector.store(result, to, total)
-
-
-def _row_sums(columns: int):  # type: ignore[no-untyped-def]
-    """Return a function that forms the sums of four channels for filters of rows that read values side by side.
-
-    The vectors begin <= v < end stand so far inside the array that taps beyond the border may be read. Their filters
-    are 0, so that they change a sum only where it is not finite then: the function returns whether all sums are finite.
-    """
-
-    @borrowing
-    def sums(  # type: ignore[no-untyped-def]
-        begin, end, start, image, pack, values, filters, weights, result, tables, sweep, taps, sub_pixels, planes, past,
-        g
-    ):  # fmt: skip
-        fields, count, size = tables[0], taps.size // TAP, vector.lanes(values)
-        source, target = vector.spaced(start, planes[0], pack), vector.spaced(image * planes[1], planes[1], pack)
-        doubt, sub_row = vector.zeros(values, 0), sweep.result_row // g.scale
-        for v in range(begin, end):
-            starts = vector.shift(source, vector.pick(fields, v * FIELDS + FIRST_VALUE))
-            if past != 0:
-                vector.prefetch(values, vector.shift(source, ahead(v, FIRST_VALUE, fields, len(pack) * planes[0])))
-            to = vector.shift(target, vector.pick(fields, v * FIELDS + FIRST_RESULT))
-            even = vector.zeros(values, pack)
-            for pq in range(sub_pixels):
-                d, w = (v * sub_pixels + pq) * count * size, vector.shift(pack, pq * count * len(pack))
-                total = vector.zeros(values, pack)
-                for k in range(0, count, columns):
-                    at = vector.shift(starts, vector.pick(taps, k * TAP + VALUE))
-                    low, high = vector.load(values, at), vector.load(values, vector.shift(at, size))
-                    for j in range(columns):
-                        f = vector.load(filters, d + (k + j) * size)
-                        u = vector.broadcast(weights, vector.shift(w, (k + j) * len(pack)))
-                        total = vector.fma(vector.mul(f, u), vector.slid(low, high, j), total)
-                z = vector.zero_or_nan(total)
-                doubt = vector.add(doubt, vector.add(vector.add(z[0], z[1]), vector.add(z[2], z[3])))
-                _write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, sweep, g)
-                even = total
-        return vector.within(doubt, 0.0, 0.0) == vector.between(0, size)
-
-    return sums
-
-
-_sums_of_3, _sums_of_5 = _row_sums(3), _row_sums(5)

@@ -21,6 +21,7 @@ FILTER_BYTES = 400 * 1024
 VECTOR_BYTES = 64  # of accumulators
 LEAST_VECTORS, MOST_VECTORS = 64, 1024  # of a band
 LEAST_CHANNELS, TASK_VALUES = 32, 32 * 1024  # of a task
+AHEAD = 64  # vectors between what caches are asked for and what is read
 
 # Fields of a tap: where it reads, in rows and columns; offsets of its value, its spatial and its channel filter.
 DY, DX, VALUE, FILTER, WEIGHT, TAP = range(6)
@@ -190,6 +191,17 @@ def vectors_of(sweep, taps, first, last, size):  # type: ignore[no-untyped-def]
         while b >= sweep.columns:
             a, b = a + 1, b - sweep.columns if sweep.flat != 0 else 0
     return fields, masks
+
+
+@borrowing
+def ahead(v, field, fields, following):  # type: ignore[no-untyped-def]
+    """Return a field of the vector AHEAD of vector v, or what it is in the pack of channels that follows.
+
+    Hardware by itself fetches neither enough of so many rows at once nor soon enough.
+    """
+    count = fields.size // FIELDS
+    later = v + min(AHEAD, count)
+    return fields[later * FIELDS + field] if later < count else fields[(later - count) * FIELDS + field] + following
 
 
 @borrowing
