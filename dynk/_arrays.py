@@ -11,6 +11,7 @@ that copy is the only one made.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +23,8 @@ from dynk._operator import Shape
 from dynk.kernels.common.dtypes import ITEMSIZE, STORAGE
 
 CPU = ("cpu", 0)
+_LINE = 64  # bytes
+_LARGE = 1 << 16  # bytes of an array from which on its place pays
 Device = tuple[str, int]
 
 
@@ -214,6 +217,19 @@ def compact(view: View | None) -> View | None:
     return np.array(view, order="C")
 
 
+def on_line(shape: Shape, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return an array to be written that begins with a line of the cache, as those of PyTorch and JAX do.
+
+    A large array of NumPy's own begins 16 bytes behind: most vectors of it lie across two lines, which costs up to half
+    the speed.
+    """
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + _LINE, np.uint8)
+    start = -room.ctypes.data % _LINE
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
 class _Numpy:
     name = "NumPy"
 
@@ -235,11 +251,9 @@ class _Numpy:
         return None
 
     def allocate(self, shape: Shape, dtype: str, device: Device) -> tuple[View, Any]:
-        if dtype == "bfloat16":
-            array = np.empty(shape, _numpy_dtype(dtype))
-            return array.view(np.uint16), array
-        array = np.empty(shape, dtype)
-        return (array.view(np.int16) if dtype == "float16" else array), array
+        large = math.prod(shape) * ITEMSIZE[dtype] >= _LARGE
+        array = on_line(shape, _numpy_dtype(dtype)) if large else np.empty(shape, _numpy_dtype(dtype))
+        return array.view(STORAGE[dtype]), array
 
     def finish(self, memory: Any, dtype: str, like: Any) -> Any:
         return memory

@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dynk._arrays import CPU, NUMPY, CudaView, Device, View, loaded, numpy_name, numpy_view, register, show_device
+from dynk._arrays import (
+    CPU,
+    NUMPY,
+    CudaView,
+    Device,
+    View,
+    loaded,
+    numpy_name,
+    numpy_view,
+    on_line,
+    register,
+    show_device,
+)
 from dynk._operator import Shape
 from dynk.kernels.common.dtypes import ITEMSIZE, STORAGE
 
@@ -142,7 +154,7 @@ class _Jax:
     def allocate(self, shape: Shape, dtype: str, device: Device) -> tuple[View, Any]:
         if device[0] == "cuda":
             return _cuda_allocate(shape, dtype, device)
-        memory = _aligned(shape, dtype)
+        memory = on_line(shape, STORAGE[dtype])
         return memory, memory
 
     def finish(self, memory: Any, dtype: str, like: Any) -> Any:
@@ -162,13 +174,6 @@ class _Jax:
 
     def stream(self, device: Device) -> int:
         return 0 if device[0] == "cpu" else _cupy_stream(device)
-
-
-def _aligned(shape: Shape, dtype: str, alignment: int = 64) -> npt.NDArray[Any]:
-    size = int(np.prod(shape, dtype=np.int64)) * ITEMSIZE[dtype]
-    raw = np.empty(size + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
-    return raw[start : start + size].view(STORAGE[dtype]).reshape(shape)
 
 
 # ---- CUDA arrays ---------------------------------------------------------------------------------------------------

@@ -25,6 +25,17 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_large_results_begin_with_a_line_of_the_cache(dtype: str) -> None:
+    x, channel = rounded(np.ones((1, 8, 101, 103)), dtype), rounded(np.ones((1, 8, 1, 1)), dtype)
+    results = [dynk.ddf(x, None, channel, backend=backend) for backend in ("cpu", "reference")]
+    gradient = dynk.ddf_backward(x, x, None, channel, needs=("x",)).x
+    for array in (x, *results, gradient):
+        assert array.ctypes.data % 64 == 0
+        assert array.flags.c_contiguous
+        assert array.flags.writeable
+
+
 class Producer:
     """A bare DLPack producer: no array library at all."""
 
