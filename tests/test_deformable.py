@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -411,3 +412,17 @@ def test_points_are_exact_in_images_of_any_size(lane: Lane) -> None:
     arrays = x, np.ones((1, 1, 1, 1), np.float32), None, offset, None, None
     call = Call(DEFORMABLE_CONV2D, arrays, {"stride": (1, width - 2)})
     np.testing.assert_array_equal(lane.forward(call).ravel(), [0, 2.5])
+
+
+@pytest.mark.parametrize("lane", [p for p in each_lane.args[1] if p.id.endswith("float64")])
+def test_a_sum_over_many_kernels_is_as_exact_as_one_over_few(lane: Lane) -> None:
+    """Also the reference's: all terms are equal, so that added one after the other they would err to one side."""
+    kernels, offset = 4096, np.zeros((1, 1, 1, 2, 2))
+    offset[..., 1] = -0.2  # between 0.1 and 0.7
+    weight, grad_out = np.full((kernels, 1, 1, 3), 0.1), np.full((1, kernels, 1, 1, 2), 0.9)
+    weight[..., 1] = 0.7
+    call = Call(SAMPLE_KERNEL, (weight, offset), {"kernel_size": (1, 2)})
+    slope = math.fsum([0.9 * (0.7 - 0.1)] * kernels)
+    size = kernels * 0.9 * (0.7 + 0.1)
+    gradient = lane.backward(call, grad_out)[1]
+    assert_close(gradient[..., 1].ravel(), [slope, -slope], [size, size])

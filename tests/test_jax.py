@@ -72,8 +72,8 @@ def test_kernels_run_without_the_interpreter() -> None:
         *arrays(X, X, SPATIAL, CHANNEL)
     )
     lowered = text.as_text()
-    assert "custom_call @dynk_ddf_forward_float32" in lowered
-    assert "custom_call @dynk_ddf_backward_float32" in lowered
+    assert "custom_call @dynk_ddf_nine_forward_float32" in lowered
+    assert "custom_call @dynk_ddf_nine_backward_float32" in lowered
     assert "callback" not in lowered
 
 
@@ -188,7 +188,7 @@ def test_equal_taps_have_zero_derivatives(dtype: str) -> None:
 def test_only_needed_gradients_are_computed(argument: int, slots: str) -> None:
     gradient = jax.grad(lambda *a: (dynk_jax.ddf(*a) ** 2).sum(), argument)
     lowered = jax.jit(gradient).lower(*arrays(X, SPATIAL, CHANNEL)).as_text()
-    assert lowered.count("custom_call @dynk_ddf_backward_float32") == 1
+    assert lowered.count("custom_call @dynk_ddf_nine_backward_float32") == 1
     assert f"slots = dense<[{slots}, " in lowered
 
 

@@ -109,14 +109,14 @@ def _add_filters(plan: Plan, a: _Arrays, grad: _Arrays, tap: Tap, grads: Array) 
     filters, scope = _filters(plan, a, tap)
     terms, taken = grads * _by_group(g, column, 1)[:, :, None], _by_group(g, image.read, 1)[:, :, None]
     shape = g.N, g.C, g.Ho, g.Wo
-    grad_column = (grads * filters).sum(2).reshape(shape)
+    grad_column = _sum(grads * filters, 2).reshape(shape)
     if scope is None:
         share = np.where(taken, terms, 0.0).sum((0, -2, -1))
         grad.weight[:, :, tap[0], tap[1]] += share.reshape(a.weight.shape[:2])
         return grad_column, (), np.ones((), np.bool_)
     scope.add(_by_group(g, grad.weight, 0), terms, taken)
     slopes = tuple(
-        ((grads * slope).sum(2).reshape(shape), there.reshape(shape))
+        (_sum(grads * slope, 2).reshape(shape), there.reshape(shape))
         for slope, there in scope.slopes(_by_group(g, a.weight, 0))
     )
     return grad_column, slopes, scope.read.reshape(shape)
@@ -237,7 +237,12 @@ def _of_channels(blocks: Array, x: Array) -> Array:
 def _of_blocks(terms: Array, like: Array) -> Array:
     """Return the sum over each block of channels, as many as `like` has."""
     N, C, *pixels = terms.shape
-    total: Array = terms.reshape(N, like.shape[1], C // like.shape[1], *pixels).sum(2)
+    return _sum(terms.reshape(N, like.shape[1], C // like.shape[1], *pixels), 2)
+
+
+def _sum(terms: Array, axis: int) -> Array:
+    """Return the sum over an axis; pairwise, which NumPy does along contiguous terms only."""
+    total: Array = np.ascontiguousarray(np.moveaxis(terms, axis, -1)).sum(-1)
     return total
 
 
@@ -275,7 +280,7 @@ def _kernel_gradients(
     points.add(grad_weight, grad_out, np.ones((), np.bool_))
     for along, (slope, there) in enumerate(points.slopes(weight)):
         share = np.where(there, grad_out * slope, 0.0).reshape(g.N, g.Gk, g.O // g.Gk * g.I, g.kh, g.kw)
-        grad_offset[..., along] = share.sum(2)
+        grad_offset[..., along] = _sum(share, 2)
     return grad_weight, grad_offset
 
 
