@@ -61,7 +61,7 @@ def arrays_read(op: Operator, direction: str, inputs: tuple[Any, ...], absent: A
     arrays = []
     for name, words in kernel_inputs(op, direction):
         array = given[name]
-        if array is None or words != (array.dtype.name in INTEGERS and name in op.integers):
+        if array is None or words != (name in op.integers and array.dtype.name in INTEGERS):
             arrays.append(_NO_WORDS if words else absent)
         else:
             arrays.append(flat(array).view(np.int32) if words else flat(array))

@@ -117,7 +117,10 @@ def sum_rows(n, first, last, c0, c1, x, weight, mixture, bias, out, like, geomet
             for d in range(g.D):
                 if _by_columns(d, rows, geometry, g):
                     step = geometry[DILATIONS_H + d]
-                    _convolve_columns(band, d, step, rows, across, image, shifts, shares, kernel, sums, g)
+                    soon = (n * g.C + c + 1) * g.H * g.W + first * g.W
+                    _convolve_columns(
+                        band, d, step, rows, across, image, x, soon, shifts, shares, kernel, sums, g
+                    )
                 else:
                     _convolve(band, d, image, shifts, shares, kernel, sums, g)
             for v in range(rows * across, band.vectors):  # the last pack's are those of the last row again
@@ -170,7 +173,6 @@ def copy_rows(band, x, start, image, g):  # type: ignore[no-untyped-def]
         column = min(first, max(g.W - size, 0))
         at, here = start + band.top * g.W + column, band.origin + column
         for _ in range(band.bottom - band.top):
-            vector.prefetch(x, at + g.H * g.W)  # of the next channel
             if size <= g.W:
                 vector.store(image, here, vector.load(x, at))
             else:
@@ -211,7 +213,7 @@ def _convolve(band, d, image, shifts, shares, kernel, sums, g):  # type: ignore[
 
 
 @borrowing
-def _convolve_columns(band, d, step, rows, across, image, shifts, shares, kernel, sums, g):  # type: ignore[no-untyped-def]
+def _convolve_columns(band, d, step, rows, across, image, x, soon, shifts, shares, kernel, sums, g):  # type: ignore[no-untyped-def]
     """Do the same for kernels of 3 x 3, down columns of rows a dilation apart: what is read serves three of them."""
     size, apart, by = vector.lanes(image), step * across, step * band.pitch
     weights, share_step, zeros = vector.broadcast(kernel, NINE), step * across * g.D * size, vector.zeros(image, 0)
@@ -223,12 +225,16 @@ def _convolve_columns(band, d, step, rows, across, image, shifts, shares, kernel
             values = vector.load(image, (at + left, at + middle, at + right))
             upper = _add_row(weights[0:3], values, zeros)
             at += by
+            next_ = soon + y * g.W + column * size
             values = vector.load(image, (at + left, at + middle, at + right))
             lower = _add_row(weights[3:6], values, upper)
             upper = _add_row(weights[0:3], values, zeros)
             for _ in range(ceil_div(rows - y, step)):
                 at, share, here = vector.opaque(at + by), vector.opaque(share), vector.opaque(here)
                 values = vector.load(image, (at + left, at + middle, at + right))
+                if d == 0:
+                    vector.prefetch(x, next_)
+                    next_ += step * g.W
                 total = _add_row(weights[6:9], values, lower)
                 lower = _add_row(weights[3:6], values, upper)
                 upper = _add_row(weights[0:3], values, zeros)
