@@ -10,9 +10,10 @@ from numba import njit, prange
 from bench.devices import Cpu, Cuda
 from bench.registry import Call
 from bench.timing import LEAST, interleave
+from dynk.kernels.common import vector
 
-# MiB read plus written: within the first caches of a core, the last one, beyond it.
-_CPU_SIZES = (2, 16, 64, 512)
+# MiB read plus written: within the first caches of a core, the last one, beyond it; just less than the largest case.
+_CPU_SIZES = (2, 16, 64, 224, 512)
 _CUDA_SIZES = (4096,)  # the clock empties the cache
 
 
@@ -23,6 +24,16 @@ def _copy(source, target):  # type: ignore[no-untyped-def]
     for row in prange(rows):
         for i in range(row * step, min(source.size, (row + 1) * step)):
             target[i] = source[i]
+
+
+@njit(parallel=True)
+def _copy_past_caches(source, target):  # type: ignore[no-untyped-def]
+    rows, size = 256, vector.lanes(source)
+    step = source.size // rows  # whole vectors of all sizes here
+    for row in prange(rows):
+        for i in range(row * step, (row + 1) * step, size):
+            vector.stream(target, i, vector.load(source, i))
+        vector.drain()
 
 
 def measure(device: Cpu | Cuda) -> dict[str, Any]:
@@ -37,6 +48,7 @@ def measure(device: Cpu | Cuda) -> dict[str, Any]:
         calls[f"PyTorch {size}"] = _call(target.copy_, source)
         if device.kind == "cpu":
             calls[f"Numba {size}"] = _call(_copy, source.numpy(), target.numpy())
+            calls[f"past caches {size}"] = _call(_copy_past_caches, source.numpy(), target.numpy())
     extent = 2048 if device.kind == "cpu" else 8192
     a = torch.ones((extent, extent), dtype=torch.float32, device=device.kind)
     product = torch.empty_like(a)
