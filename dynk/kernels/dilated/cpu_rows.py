@@ -118,9 +118,7 @@ def sum_rows(n, first, last, c0, c1, x, weight, mixture, bias, out, like, geomet
                 if _by_columns(d, rows, geometry, g):
                     step = geometry[DILATIONS_H + d]
                     soon = (n * g.C + c + 1) * g.H * g.W + first * g.W
-                    _convolve_columns(
-                        band, d, step, rows, across, image, x, soon, shifts, shares, kernel, sums, g
-                    )
+                    _convolve_columns(band, d, step, rows, across, image, x, soon, shifts, shares, kernel, sums, g)
                 else:
                     _convolve(band, d, image, shifts, shares, kernel, sums, g)
             for v in range(rows * across, band.vectors):  # the last pack's are those of the last row again
