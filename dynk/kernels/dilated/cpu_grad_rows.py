@@ -151,7 +151,7 @@ def _make_grad_shares(n, first, last, grad_out, x, weight, grad_shares, like, ge
     sums = accumulators(like, recent.size)
     known = True
     for c in range(g.C):
-        copy_rows(band, x, (n * g.C + c) * g.H * g.W, image, g)
+        copy_rows(band, x, (n * g.C + c) * g.H * g.W, True, image, g)
         for o in range(c * many, (c + 1) * many):
             known &= load_kernel(weight, o * kernel.size, kernel)
             _add_products(band, grad_out, (n * g.O + o) * g.Ho * g.Wo, image, shifts, kernel, recent, g)
@@ -221,7 +221,7 @@ def _make_grad_weight(masked, c0, c1, grad_out, x, mixture, grad_weight, like, g
         shares = accumulators(like, band.vectors * g.D * size)
         gather_shares(band, mixture, shares, g)
         for c in range(c0, c1):
-            copy_rows(band, x, (n * g.C + c) * g.H * g.W, image, g)
+            copy_rows(band, x, (n * g.C + c) * g.H * g.W, True, image, g)
             for o in range(c * many, (c + 1) * many):
                 start, to = (n * g.O + o) * g.Ho * g.Wo, (o - c0 * many) * padded * size
                 if masked:

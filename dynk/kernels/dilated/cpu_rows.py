@@ -111,7 +111,7 @@ def sum_rows(n, first, last, c0, c1, x, weight, mixture, bias, out, like, geomet
     gather_shares(band, mixture, shares, g)
     doubt, known = vector.zeros(like, 0), True
     for c in range(c0, c1):
-        copy_rows(band, x, (n * g.C + c) * g.H * g.W, image, g)
+        copy_rows(band, x, (n * g.C + c) * g.H * g.W, not _by_columns(0, rows, geometry, g), image, g)
         for o in range(c * (g.O // g.C), (c + 1) * (g.O // g.C)):
             known &= load_kernel(weight, o * taps, kernel)
             for d in range(g.D):
@@ -164,13 +164,15 @@ def gather_shares(band, mixture, shares, g):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def copy_rows(band, x, start, image, g):  # type: ignore[no-untyped-def]
-    """Copy the rows of a plane that the band reads."""
+def copy_rows(band, x, start, fetching, image, g):  # type: ignore[no-untyped-def]
+    """Copy the rows of a plane that the band reads; if `fetching`, have the caches fetch those of the next channel."""
     size, mask = vector.lanes(image), vector.between(0, g.W)
     for first in range(0, g.W, size):
         column = min(first, max(g.W - size, 0))
         at, here = start + band.top * g.W + column, band.origin + column
         for _ in range(band.bottom - band.top):
+            if fetching:
+                vector.prefetch(x, at + g.H * g.W)
             if size <= g.W:
                 vector.store(image, here, vector.load(x, at))
             else:
@@ -230,7 +232,7 @@ def _convolve_columns(band, d, step, rows, across, image, x, soon, shifts, share
             for _ in range(ceil_div(rows - y, step)):
                 at, share, here = vector.opaque(at + by), vector.opaque(share), vector.opaque(here)
                 values = vector.load(image, (at + left, at + middle, at + right))
-                if d == 0:
+                if d == 0:  # the next channel, a line at a time: all at once would wait for memory
                     vector.prefetch(x, next_)
                     next_ += step * g.W
                 total = _add_row(weights[6:9], values, lower)
