@@ -52,6 +52,15 @@ def write_line(ring, i, places, count, result, to):  # type: ignore[no-untyped-d
 
 
 @borrowing
+def write_whole(result, to, total, past):  # type: ignore[no-untyped-def]
+    """Write vectors that hold nothing but results."""
+    if past != 0:
+        vector.stream(result, to, total)
+    else:
+        vector.store(result, to, total)
+
+
+@borrowing
 def write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, sweep, g):  # type: ignore[no-untyped-def]
     """Write the results of sub-pixel pq of a vector; where there are four, each two at once."""
     size = vector.lanes(result)
@@ -62,23 +71,15 @@ def write(result, to, even, total, pq, fields, v, sub_row, sub_pixels, past, swe
             low, high = vector.zipped(even, total, 0), vector.zipped(even, total, 1)
             start = vector.shift(to, pq // 2 * sub_row)
             if full:
-                _write_whole(result, start, low, past)
-                _write_whole(result, vector.shift(start, size), high, past)
+                write_whole(result, start, low, past)
+                write_whole(result, vector.shift(start, size), high, past)
             else:
                 rest = vector.pick(fields, v * FIELDS + UPPER)
                 vector.store_where(result, start, 1, low, vector.pick(fields, v * FIELDS + LOWER))
                 vector.store_where(result, vector.shift(start, size), 1, high, rest)
     elif full and sweep.result_step == 1:
-        _write_whole(result, to, total, past)
+        write_whole(result, to, total, past)
     else:
         sub_pixel = pq // g.scale * sub_row + pq % g.scale if sub_pixels > 1 else 0
         mask = vector.pick(fields, v * FIELDS + POSITIONS)
         vector.store_where(result, vector.shift(to, sub_pixel), sweep.result_step, total, mask)
-
-
-@borrowing
-def _write_whole(result, to, total, past):  # type: ignore[no-untyped-def]
-    if past != 0:
-        vector.stream(result, to, total)
-    else:
-        vector.store(result, to, total)

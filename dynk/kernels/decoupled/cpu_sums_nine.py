@@ -10,7 +10,7 @@ import numpy as np
 
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing
-from dynk.kernels.decoupled.cpu_results import LAG, places_in_line, put, stream_line, write_line
+from dynk.kernels.decoupled.cpu_results import LAG, places_in_line, put, stream_line, write_line, write_whole
 from dynk.kernels.decoupled.cpu_sweep import FIELDS, FIRST_RESULT, FIRST_VALUE, FULL, POSITIONS, TAP, VALUE, ahead
 from dynk.kernels.decoupled.geometry import FilterGeometry
 
@@ -35,6 +35,7 @@ def sums_of_nine(  # type: ignore[no-untyped-def]
     to_first = vector.shift(target, fields[begin * FIELDS + FIRST_RESULT])
     in_line, results = places_in_line(result, to_first), planes[1] - fields[begin * FIELDS + FIRST_RESULT]
     results = min(results, (end - begin) * size)
+    lined = in_line[0] + in_line[1] + in_line[2] + in_line[3] == 0  # vectors are lines of the result, and need no ring
     # The first line begins before the first result: it is written between two parts of the loop, not within its turns.
     middle = min(end, begin + LAG)
     for part in range(2):
@@ -54,19 +55,19 @@ def sums_of_nine(  # type: ignore[no-untyped-def]
             total, low_2 = _add_row(6, starts, rows[2], d, low_2, total, values, filters, weights, pack)
             z = vector.zero_or_nan(total)
             doubt = vector.add(doubt, vector.add(vector.add(z[0], z[1]), vector.add(z[2], z[3])))
-            if past == 0:
+            if past == 0 or lined:
                 to = vector.shift(target, vector.pick(fields, v * FIELDS + FIRST_RESULT))
                 if vector.pick(fields, v * FIELDS + FULL) != 0:
-                    vector.store(result, to, total)
+                    write_whole(result, to, total, past)
                 else:
                     vector.store_where(result, to, 1, total, vector.pick(fields, v * FIELDS + POSITIONS))
             else:
                 put(ring, v - begin, in_line, total)
                 if v - begin > LAG:
                     stream_line(ring, v - begin - LAG, in_line, result, to_first)
-        if past != 0 and part == 0:
+        if past != 0 and not lined and part == 0:
             write_line(ring, 0, in_line, results, result, to_first)
-    if past != 0:
+    if past != 0 and not lined:
         for i in range(max(1, end - begin - LAG), end - begin + 1):
             write_line(ring, i, in_line, results, result, to_first)
     return vector.within(doubt, 0.0, 0.0) == vector.between(0, size)
