@@ -194,9 +194,42 @@ for N, C, H, W in (1, 4, 1, 1), (1, 9, 3, 5), (2, 8, 7, 11), (1, 4, 16, 16), (1,
 """
 
 
+LARGE_GRADIENTS = """
+import numpy as np, dynk
+from dynk._operator import operators
+from dynk.kernels.common import vector
+from dynk.testing import Call, assert_close, rounded
+vector.STREAM_BYTES = -1
+rng = np.random.default_rng(0)
+N, C, O, H, s, k = 2, 6, 7, 5, 3, 3
+for W, attentions in (32, True), (21, True), (32, False), (21, False):
+    shapes = (N, C, H, W), (N, O, C, H, W), (N, O, k, k, H, W), (N, O, s, s, H, W), (N, O, k, k, H, W)
+    arrays = [rounded(rng.standard_normal(shape), dtype) for shape in shapes]
+    if not attentions:
+        arrays[3:] = None, None
+    call = Call(operators()["ls_dfn"], tuple(arrays), {"samples": s, "sample_stride": 2})
+    grad_out = rounded(rng.standard_normal((N, O, H, W)), dtype)
+    expected, magnitudes = call.expected_backward(grad_out)
+    for places in 0, 1, 8, 21:  # from the first line of the cache on
+        rooms, grads = [], []
+        for array in arrays:
+            room = np.full(places + (0 if array is None else array.size) + 140, 7).astype(grad_out.dtype)
+            offset = -room.ctypes.data % 64 // room.itemsize + places
+            grad = None if array is None else room[offset : offset + array.size].reshape(array.shape)
+            rooms.append((room, offset))
+            grads.append(grad)
+        call.backward(grad_out, grads=tuple(grads), backend="cpu")
+        for grad, (room, offset), want, magnitude in zip(grads, rooms, expected, magnitudes):
+            if grad is not None:
+                assert_close(grad, want, magnitude)
+                assert (room[:offset] == 7).all() and (room[offset + grad.size :] == 7).all()
+"""
+
+
+@pytest.mark.parametrize("code", [LARGE, LARGE_GRADIENTS], ids=["out", "grads"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_large_results_are_written_whole_wherever_they_begin(tmp_path, dtype):
-    run(f"dtype = {dtype!r}\n{LARGE}", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path), **QUICK)
+def test_large_results_are_written_whole_wherever_they_begin(tmp_path, dtype, code):
+    run(f"dtype = {dtype!r}\n{code}", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path), **QUICK)
 
 
 @each_family

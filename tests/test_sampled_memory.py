@@ -36,7 +36,8 @@ def two_threads() -> Iterator[int]:
 
 REAL = {"C": 40, "O": 22, "H": 64, "W": 64, "s": 5, "k": 3}
 PIXELS = REAL["H"] * REAL["W"]
-PADDED = 4 * (REAL["W"] + 4 * 16)  # bytes of a row and four vectors of float32
+STRIDE = 3
+PADDED = 4 * (REAL["W"] + 4 * 16 + REAL["s"] * STRIDE)  # bytes of a row, four vectors of float32, and samples' reach
 SLACK = 1 << 16  # Python's own objects
 # Bytes of a thread where samples are summed before they are multiplied: forward, and backward for a reach of few rows.
 SUMMED_FORWARD, SUMMED_BACKWARD = 4 * 130 * max(1024, REAL["W"]), 4 * 3 * 2**16
@@ -54,16 +55,17 @@ def test_ls_dfn_takes_no_more_memory_than_documented(
     arrays = [normal("float32", *shape) if n < 3 or n in attentions else None for n, shape in enumerate(shapes)]
     grads = tuple(None if array is None else np.empty_like(array) for array in arrays)
     out = normal("float32", 1, O, H, W)
-    options: dict[str, Any] = {"samples": s, "sample_stride": 3, "reduce": reduce}
+    options: dict[str, Any] = {"samples": s, "sample_stride": STRIDE, "reduce": reduce}
 
     forward = peak(lambda: dynk.ls_dfn(*arrays, out=out, **options))
     summed = reduce == "sum" and not attentions
-    rows = s * C + 4 * (s * s + 2 * k * k + 64)
+    rows = (s + 3) * C + 4 * (s * s + (s + 1) * k * k + s + 64)
     assert forward <= 4 * PIXELS + two_threads * (SUMMED_FORWARD if summed else rows * PADDED) + SLACK
 
     backward = peak(lambda: dynk.ls_dfn_backward(out, *arrays, grads=grads, **options))
-    of_attentions = s * C + 16 * s * s + 136 * k * k + 256
-    rows = max(192 * (s * s + 2) + 2048, s * C + 12 * s * s, of_attentions if attentions else 0)
+    of_attentions = s * C + 16 * s * s + 4 * (s + 33) * k * k + 4 * s + 256
+    chosen = rows if reduce == "max" else 0
+    rows = max(192 * (s * s + 2) + 2048, s * C + 12 * s * s, of_attentions if attentions else 0, chosen)
     choice = 2 * O * PIXELS if reduce == "max" else 0
     documented = 2 * 4 * PIXELS + choice + two_threads * (SUMMED_BACKWARD if summed else rows * PADDED) + SLACK
     assert backward <= documented

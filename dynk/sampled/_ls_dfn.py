@@ -104,8 +104,9 @@ def ls_dfn(
     `within` and the attentions do not depend on the input channel, so the sum over channels is taken of the image
     first: a pixel costs s*s*(kh*kw*O + O*C) multiplications and not s*s*kh*kw*O*C. Neither samples nor composed kernels
     are stored. Sums are formed in float32 (float64 for float64) and rounded once. The workspace, in the accumulation
-    type, is one channel sum (N, 1, H, W) and, for each thread on the CPU, copies and sums of s*C + 4*(s*s + 2*kh*kw +
-    64) rows of W numbers, 4*s*s more for over 4096 channels, each padded by up to four vectors of 64 bytes.
+    type, is one channel sum (N, 1, H, W) and, for each thread on the CPU, copies and sums of (s + 3)*C +
+    4*(s*s + (s + 1)*kh*kw + s + 64) rows of W numbers, 4*s*s more for over 4096 channels, each padded by up to four
+    vectors of 64 bytes and s*sample_stride numbers.
 
     Without attention, what the samples see is summed first for "sum" and "mean" on the CPU: a pixel costs kh*kw*O + O*C
     multiplications, and each thread has 130 rows of the larger of W and 1024 numbers instead, 64 more for over 4096
@@ -184,12 +185,12 @@ def ls_dfn_backward(
     Gradients are deterministic: the same call on the same device gives the same bits. For "max" only the chosen samples
     take part: others are not multiplied by 0. The workspace, in the accumulation type, is the channel sum and its
     gradient, (N, 1, H, W) each, and for each thread on the CPU as many rows of W numbers, padded as in `ls_dfn`, as the
-    largest of 192*(s*s + 2) + 2048 (the image; 4096 where s*(O + 63) > 4096), s*C + 12*s*s (the filters) and s*C +
-    16*s*s + 136*kh*kw + 256 (the attentions; 4*s*s more for over 4096 channels); for "max" a number for each output
-    besides, of 16 bits on the CPU and 32 on CUDA, which says what sample was chosen. Without attention, each thread has
-    for "sum" and "mean" the larger of 66 rows of the larger of W and 1024 numbers, and of 3 times (5 times where O >
-    4096 or kh*kw > 64) the larger of 2**16 and (2*r + 1)*W numbers, where r = (s - 1)*sample_stride +
-    (kh - 1)*dilation.
+    largest of 192*(s*s + 2) + 2048 (the image; 4096 where s*(O + 63) > 4096), s*C + 12*s*s (the filters), s*C +
+    16*s*s + 4*(s + 33)*kh*kw + 4*s + 256 (the attentions; 4*s*s more for over 4096 channels) and for "max" those of
+    `ls_dfn`, which then has a number for each output besides, of 16 bits on the CPU and 32 on CUDA, which says what
+    sample was chosen. Without attention, each thread has for "sum" and "mean" the larger of 66 rows of the larger of W
+    and 1024 numbers, and of 3 times (5 times where O > 4096 or kh*kw > 64) the larger of 2**16 and (2*r + 1)*W numbers,
+    where r = (s - 1)*sample_stride + (kh - 1)*dilation.
 
     Examples
     --------

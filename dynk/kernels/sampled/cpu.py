@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from dynk.kernels.common.compile import Choice, inlined, kernel
+from dynk.kernels.common.compile import Choice, borrowing, inlined, kernel
 from dynk.kernels.common.numeric import accumulators
 from dynk.kernels.sampled.cpu_attention import attention_tasks, bands, grad_attention_task, grad_sum_task
 from dynk.kernels.sampled.cpu_dynamic import dynamic_filter_backward, dynamic_filter_forward
 from dynk.kernels.sampled.cpu_grad_summed import summed_grad_image_task, summed_grad_weights_task, summed_image_tasks
 from dynk.kernels.sampled.cpu_mix import (
     OUTS,
+    copy_rows,
     filters_size,
-    image_rows,
     masks_of_samples,
     mix,
     mixed_size,
+    rows_size,
     starts_of_samples,
 )
 from dynk.kernels.sampled.cpu_products import blocks_of_image, grad_filters_task, grad_x_task
@@ -31,12 +32,14 @@ from dynk.kernels.sampled.cpu_samples import (
     form_samples,
     load_shared,
     outputs_from,
-    positions_size,
     reduce_samples,
+    seen_size,
     shared_size,
 )
 from dynk.kernels.sampled.cpu_summed import Terms, summed_forward_task, summed_tasks
 from dynk.kernels.sampled.geometry import MAX, SampleGeometry, sums_first
+
+RUN = 4  # rows that a task makes, at most
 
 __all__ = ["dynamic_filter_backward", "dynamic_filter_forward", "ls_dfn_backward", "ls_dfn_forward"]
 
@@ -50,7 +53,7 @@ def ls_dfn_sampled_forward(  # type: ignore[no-untyped-def]
     for task in prange(g.N * g.H):
         channel_sum_task(np.int64(task), x, channel_sum, geometry)
     choice = np.zeros(0, np.int16)
-    for task in prange(g.N * g.H):
+    for task in prange(forward_tasks(g)):
         _forward_task(
             np.int64(task), x, across, within, sample_attention, position_attention, channel_sum, out, choice, geometry
         )
@@ -87,7 +90,7 @@ def ls_dfn_sampled_backward(  # type: ignore[no-untyped-def]
     choice = choices(g)
     if g.reduce == MAX:
         unwanted = grad_out[:0]
-        for task in prange(g.N * g.H):
+        for task in prange(forward_tasks(g)):
             _forward_task(
                 np.int64(task), x, across, within, sample_attention, position_attention, channel_sum, unwanted, choice,
                 geometry,
@@ -165,23 +168,49 @@ def _terms_of_sum(channel_sum, within, geometry):  # type: ignore[no-untyped-def
     return Terms(within, channel_sum, 1, kh, kw, g.kernel_residual / g.C)
 
 
+@borrowing
+def classes(g):  # type: ignore[no-untyped-def]
+    """Return how many classes of rows have no row of samples in common."""
+    return min(g.H, g.sample_stride)
+
+
+@borrowing
+def runs(g):  # type: ignore[no-untyped-def]
+    """Return among how many tasks the rows of a class are shared out."""
+    return ((g.H + g.sample_stride - 1) // g.sample_stride + RUN - 1) // RUN
+
+
+@borrowing
+def forward_tasks(g):  # type: ignore[no-untyped-def]
+    return g.N * classes(g) * runs(g)
+
+
 @inlined
 def _forward_task(  # type: ignore[no-untyped-def]
     task, x, across, within, sample_attention, position_attention, channel_sum, out, choice, geometry
 ):
+    """Make some rows a sample's stride apart: nearly all that the samples of one row see, those of the next see too."""
     g = sample_geometry(geometry)
-    y, n = task % g.H, task // g.H
+    run, first, n = task % runs(g), task // runs(g) % classes(g), task // runs(g) // classes(g)
+    of_class = (g.H - first + g.sample_stride - 1) // g.sample_stride
+    begin, end = of_class * run // runs(g), of_class * (run + 1) // runs(g)
+    first += begin * g.sample_stride
     numbers, starts, masks = constants(x, g), starts_of_samples(x, g), masks_of_samples(x, g)
-    rows, filters = image_rows(n, y, x, True, g), accumulators(x, filters_size(x, g))
+    rows = accumulators(x, rows_size(x, end - begin + g.samples - 1, g))
+    for i in range(end - begin):
+        copy_rows(n, first + i * g.sample_stride, i, 0 if i == 0 else g.samples - 1, x, rows, g)
+    filters = accumulators(x, filters_size(x, g))
     samples, shared = accumulators(x, mixed_size(x, g)), accumulators(x, shared_size(x, g))
-    positions, outs = accumulators(x, positions_size(x, g)), np.empty(OUTS, np.int64)
+    seen, outs = accumulators(x, g.samples * seen_size(x, g)), np.empty(OUTS, np.int64)
     for o in range(0, g.O, OUTS):
         outputs_from(o, outs, g)
-        load_shared(n, outs, y, within, shared, g)
-        mix(n, outs, y, 0, g.H, across, rows, starts, filters, samples, g)
-        form_samples(n, outs, y, shared, position_attention, channel_sum, positions, samples, starts, masks, numbers, g)
-        attend_samples(n, outs, y, sample_attention, samples, numbers, g)
-        if g.reduce == MAX:
-            choose_samples(n, outs, y, samples, out, choice, g)
-        else:
-            reduce_samples(n, outs, y, samples, out, numbers, g)
+        for i in range(end - begin):
+            y = first + i * g.sample_stride
+            load_shared(n, outs, y, within, shared, g)
+            mix(n, outs, y, i, 0, g.H, across, rows, starts, filters, samples, g)
+            form_samples(n, outs, y, i, shared, position_attention, channel_sum, seen, samples, masks, numbers, g)
+            attend_samples(n, outs, y, sample_attention, samples, numbers, g)
+            if g.reduce == MAX:
+                choose_samples(n, outs, y, samples, out, choice, g)
+            else:
+                reduce_samples(n, outs, y, samples, out, numbers, g)

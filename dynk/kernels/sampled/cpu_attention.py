@@ -10,12 +10,13 @@ from dynk.kernels.common.numeric import accumulators, fill, load, store
 from dynk.kernels.sampled.cpu_mix import (
     OUTS,
     add_row,
+    copy_rows,
     filters_size,
-    image_rows,
     masks_of_samples,
     mix,
     mixed_size,
     padded_row,
+    rows_size,
     starts_of_samples,
     vectors_of_row,
 )
@@ -31,7 +32,7 @@ from dynk.kernels.sampled.cpu_samples import (
     is_read_outside,
     load_shared,
     outputs_from,
-    positions_size,
+    seen_size,
     shared_size,
     taps_of,
 )
@@ -75,29 +76,33 @@ def grad_attention_task(  # type: ignore[no-untyped-def]
     outs, row = np.empty(OUTS, np.int64), padded_row(x, g)
     part, wanted = accumulators(x, OUTS * row), grad_position_attention.size > 0
     sums = accumulators(x, g.kh * g.kw * (h1 - h0) * OUTS * row if wanted else 0)
-    positions = accumulators(x, positions_size(x, g))
+    seen = accumulators(x, g.samples * seen_size(x, g))
     outputs_from(o, outs, g)
-    for y in range(g.H):
-        first, end = y + to_sample(0, g), y + to_sample(g.samples - 1, g)
-        if (end < h0 and h0 > 0) or (first >= h1 and h1 < g.H):
-            continue
-        rows = image_rows(n, y, x, True, g)
-        load_shared(n, outs, y, within, shared, g)
-        load_grads(n, outs, y, 0, OUTS, grad_out, sample_attention, choice, grads, masks, numbers, g)
-        mix(n, outs, y, h0, h1, across, rows, starts, filters, samples, g)
-        if wanted:
-            for a in range(g.samples):
-                h = y + to_sample(a, g)
-                if h0 <= h < h1:
-                    _add_positions(
-                        n, a, h, h - h0, h1 - h0, grads, masks, samples, shared, channel_sum, starts, taps_inside, part,
-                        sums, g,
-                    )  # fmt: skip
-        if grad_sample_attention.size > 0:
-            form_samples(
-                n, outs, y, shared, position_attention, channel_sum, positions, samples, starts, taps_inside, numbers, g
-            )
-            _store_grad_samples(n, outs, y, h0, h1, grad_out, samples, masks, grad_sample_attention, numbers, g)
+    rows = accumulators(x, rows_size(x, g.samples, g))
+    for first in range(min(g.H, g.sample_stride)):
+        i = 0  # of the rows of this class that have samples in the band: nearly all that one sees, the next sees too
+        for y in range(first, g.H, g.sample_stride):
+            above, below = y + to_sample(0, g), y + to_sample(g.samples - 1, g)
+            if (below < h0 and h0 > 0) or (above >= h1 and h1 < g.H):
+                continue
+            copy_rows(n, y, i, 0 if i == 0 else g.samples - 1, x, rows, g)
+            load_shared(n, outs, y, within, shared, g)
+            load_grads(n, outs, y, 0, OUTS, grad_out, sample_attention, choice, grads, masks, numbers, g)
+            mix(n, outs, y, i, h0, h1, across, rows, starts, filters, samples, g)
+            if wanted:
+                for a in range(g.samples):
+                    h = y + to_sample(a, g)
+                    if h0 <= h < h1:
+                        _add_positions(
+                            n, a, h, h - h0, h1 - h0, grads, masks, samples, shared, channel_sum, starts, taps_inside,
+                            part, sums, g,
+                        )  # fmt: skip
+            if grad_sample_attention.size > 0:
+                form_samples(
+                    n, outs, y, i, shared, position_attention, channel_sum, seen, samples, taps_inside, numbers, g
+                )
+                _store_grad_samples(n, outs, y, h0, h1, grad_out, samples, masks, grad_sample_attention, numbers, g)
+            i += 1
     if wanted:
         size = vector.lanes(x)
         for k in range(g.kh * g.kw):

@@ -77,12 +77,14 @@ def _write_products(  # type: ignore[no-untyped-def]
     check = vector.zeros(seen, pack)
     nothing = vector.zeros(seen, pack)  # added to products: where a tap sees nothing, it is 0 and not -0
     streamed = grad.size * grad.itemsize > vector.STREAM_BYTES
-    for v in range(0, pixels, size):
-        inside = vector.between(0, pixels - v)
+    # The first vector holds what comes before a line of the cache: past the caches, only whole lines go well.
+    before = (grad.ctypes.data // grad.itemsize + to) % size if streamed else 0
+    for v in range(-before, pixels, size):
+        inside = vector.between(-v, pixels - v)
         factor = vector.mul(share_of_one, vector.load_where(grad_out, here + v, 1, inside))
-        value = vector.fma(factor, vector.load(seen, vector.shift(starts, v)), nothing)
+        value = vector.fma(factor, vector.load_where(seen, vector.shift(starts, v), 1, inside), nothing)
         check = vector.add(vector.zero_or_nan(value), check)
-        if streamed and pixels - v >= size:
+        if streamed and v >= 0 and pixels - v >= size:
             vector.stream(grad, vector.shift(places, v), value)
         else:
             vector.store_where(grad, vector.shift(places, v), 1, value, inside)

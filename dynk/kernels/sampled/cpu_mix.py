@@ -63,21 +63,27 @@ def masks_of_samples(like, g):  # type: ignore[no-untyped-def]
     return masks
 
 
-@inlined
-def image_rows(n, y, x, wanted, g):  # type: ignore[no-untyped-def]
-    """Return copies of the rows of every channel at the centres of the samples of row y."""
-    size, row = vector.lanes(x), padded_row(x, g)
-    samples = g.samples if wanted and g.has_across != 0 else 0
-    rows = accumulators(x, samples * g.C * row)
-    for a in range(samples):
-        h = y + to_sample(a, g)
-        if 0 <= h < g.H:
-            for c in range(g.C):
-                to, start = (a * g.C + c) * row + size, ((n * g.C + c) * g.H + h) * g.W
-                for k in range(0, g.W, size):
-                    values = vector.load_where(x, start + k, 1, vector.between(0, g.W - k))
-                    vector.store(rows, to + k, values)
-    return rows
+@borrowing
+def rows_size(like, count, g):  # type: ignore[no-untyped-def]
+    """Return the size of copies of `count` rows of every channel."""
+    return count * g.has_across * g.C * padded_row(like, g)
+
+
+@borrowing
+def copy_rows(n, y, i, first, x, rows, g):  # type: ignore[no-untyped-def]
+    """Copy the rows of every channel that row y has samples in, from row `first` of its samples on.
+
+    Row a of the samples becomes copy i + a, counted round `rows`.
+    """
+    size, row = vector.lanes(rows), padded_row(rows, g)
+    slots = rows.size // (g.C * row)
+    for a in range(first, g.samples if slots > 0 else 0):
+        h, slot = y + to_sample(a, g), (i + a) % slots
+        for c in range(g.C if 0 <= h < g.H else 0):
+            to, start = (slot * g.C + c) * row + size, ((n * g.C + c) * g.H + h) * g.W
+            for k in range(0, g.W, size):
+                values = vector.load_where(x, start + k, 1, vector.between(0, g.W - k))
+                vector.store(rows, to + k, values)
 
 
 @borrowing
@@ -93,13 +99,15 @@ def filters_size(like, g):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def mix(n, outs, y, first_row, end_row, across, rows, starts, filters, mixed, g):  # type: ignore[no-untyped-def]
+def mix(n, outs, y, i, first_row, end_row, across, rows, starts, filters, mixed, g):  # type: ignore[no-untyped-def]
     """Sum across * x over the channels for every sample of a row of OUTS outputs, wherever its centre is.
 
-    Samples centred in rows of the image before `first_row` and from `end_row` on are left out.
+    Row a of the samples reads copy i + a, counted round `rows`. Samples centred in rows of the image before `first_row`
+    and from `end_row` on are left out.
     """
     size, vectors, row = vector.lanes(rows), vectors_of_row(rows, g), padded_row(rows, g)
     plane, four = g.H * g.W, vector.pick(outs, (0, 1, 2, 3))
+    slots = rows.size // (g.C * row)
     merged = accumulators(mixed, mixed.size if g.C > CHAIN * CHAIN else 0)
     for c in range(0, g.C * g.has_across, CHAIN):
         channels, is_first = min(CHAIN, g.C - c), c % (CHAIN * CHAIN) == 0
@@ -117,7 +125,7 @@ def mix(n, outs, y, first_row, end_row, across, rows, starts, filters, mixed, g)
                 h = y + to_sample(a, g)
                 if h < first_row or h >= end_row:
                     continue
-                at, first = ((v * g.samples + a) * g.samples) * OUTS * size, (a * g.C + c) * row
+                at, first = ((v * g.samples + a) * g.samples) * OUTS * size, ((i + a) % slots * g.C + c) * row
                 b = 0
                 while b < g.samples:
                     start, to = v * g.samples + b, at + b * OUTS * size

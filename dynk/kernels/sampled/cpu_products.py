@@ -14,9 +14,10 @@ from dynk.kernels.common.numeric import accumulators, fill
 from dynk.kernels.sampled.cpu_mix import (
     OUTS,
     add_row,
-    image_rows,
+    copy_rows,
     masks_of_samples,
     padded_row,
+    rows_size,
     starts_of_samples,
     vectors_of_row,
 )
@@ -35,6 +36,7 @@ from dynk.kernels.sampled.geometry import MAX, NONE
 
 # Channels and rows of the image of a task of its gradient.
 CHANNELS, ROWS = 64, 32
+LINE = 64  # bytes of the caches' lines
 
 
 @borrowing
@@ -159,7 +161,9 @@ def _across_channels(  # type: ignore[no-untyped-def]
     plane = g.H * g.W
     to = vector.spaced(n * g.O * g.C * plane + y * g.W + v * size, g.C * plane, vector.pick(outs, of_outs))
     to = vector.shift(to, vector.spaced(c * plane, plane, of_channels))
-    if g.W - v * size >= size and grad_across.size * grad_across.itemsize > vector.STREAM_BYTES:
+    # Past the caches pays for whole lines only, here more than elsewhere: others would be begun in between.
+    lines = (grad_across.ctypes.data | g.W * grad_across.itemsize) % LINE == 0
+    if lines and g.W - v * size >= size and grad_across.size * grad_across.itemsize > vector.STREAM_BYTES:
         vector.stream(grad_across, to, total)
     else:
         vector.store_where(grad_across, to, 1, total, vector.between(0, g.W - v * size))
@@ -210,7 +214,8 @@ def grad_filters_task(  # type: ignore[no-untyped-def]
     g = sample_geometry(geometry)
     y, n = task % g.H, task // g.H
     starts, numbers, taps_inside = starts_of_samples(x, g), constants(x, g), masks_of_samples(x, g)
-    rows = image_rows(n, y, x, grad_across.size > 0, g)
+    rows = accumulators(x, rows_size(x, g.samples, g) if grad_across.size > 0 else 0)
+    copy_rows(n, y, 0, 0, x, rows, g)
     grads = accumulators(x, grads_size(x, OUTS, g))
     masks = np.empty(vectors_of_row(x, g) * g.samples * g.samples * OUTS, np.int64)
     outs = np.empty(OUTS, np.int64)

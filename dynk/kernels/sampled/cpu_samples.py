@@ -11,7 +11,7 @@ import numpy as np
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, inlined
 from dynk.kernels.common.numeric import accumulators, load, store
-from dynk.kernels.sampled.cpu_mix import OUTS, padded_row, vectors_of_row
+from dynk.kernels.sampled.cpu_mix import OUTS, vectors_of_row
 from dynk.kernels.sampled.cpu_rows import CHAIN, is_larger, sample_geometry, share, tap_column, tap_row, to_sample
 from dynk.kernels.sampled.geometry import NONE
 
@@ -99,66 +99,124 @@ def taps_of(n, k, y, outs, g):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def positions_size(like, g):  # type: ignore[no-untyped-def]
-    return g.has_position_attention * g.kh * g.kw * OUTS * padded_row(like, g)
+def padding(like, g):  # type: ignore[no-untyped-def]
+    """Return how many elements a row of what the taps see holds before and after the image, in whole vectors."""
+    size = vector.lanes(like)
+    return (to_sample(g.samples - 1, g) + size - 1) // size * size
 
 
 @borrowing
-def load_positions(n, outs, h, position_attention, positions, numbers, g):  # type: ignore[no-untyped-def]
-    """Copy a row of the image's attention of positions, which is the residual alone outside the image."""
-    size, row, four = vector.lanes(positions), padded_row(positions, g), vector.pick(outs, (0, 1, 2, 3))
-    residual = vector.broadcast(numbers, POSITION_RESIDUAL)
-    for k in range(g.has_position_attention * g.kh * g.kw):
-        for x in range(0, row, size):
-            inside = vector.between(size - x, g.W + size - x) if 0 <= h < g.H else 0
-            start = vector.shift(taps_of(n, k, h, four, g), x - size)
-            weights = vector.add(vector.load_where(position_attention, start, 1, inside), residual)
-            vector.store(positions, vector.spaced(k * OUTS * row + x, row, (0, 1, 2, 3)), weights)
+def seen_row(like, g):  # type: ignore[no-untyped-def]
+    """Return the length of a row of what the taps see: an odd number of vectors against conflicts."""
+    size = vector.lanes(like)
+    return (vectors_of_row(like, g) + 2 * (padding(like, g) // size) | 1) * size
+
+
+@borrowing
+def seen_size(like, g):  # type: ignore[no-untyped-def]
+    """Return the size of what `load_seen` fills for a row of samples' centres: OUTS rows for each tap.
+
+    After those, OUTS rows of the attention of the centre.
+    """
+    return (g.kh * g.kw + 1) * OUTS * seen_row(like, g)
+
+
+@borrowing
+def load_seen(n, outs, h, position_attention, channel_sum, seen, at, numbers, g):  # type: ignore[no-untyped-def]
+    """Form what the taps of samples centred in row h see: the channel sum times the attention of their centre.
+
+    This attention is the residual alone outside the image. Without it all outputs see the same, which is kept once.
+    """
+    size, row, four = vector.lanes(seen), seen_row(seen, g), vector.pick(outs, (0, 1, 2, 3))
+    residual, inside = vector.broadcast(numbers, POSITION_RESIDUAL), 0 <= h < g.H
+    for k in range(first_shared(g), end_shared(g)):
+        below = h + tap_row(k // g.kw, g)
+        for x in range(0, row if 0 <= below < g.H else 0, size):
+            centre = x - padding(seen, g)
+            column, to = centre + tap_column(k % g.kw, g), at + k * OUTS * row + x
+            image = (n * g.H + below) * g.W + column
+            values = vector.load_where(channel_sum, image, 1, vector.between(-column, g.W - column))
+            if g.has_position_attention != 0:
+                weights = _attention(n, k, h, centre, inside, four, position_attention, residual, g)
+                vector.store(seen, vector.spaced(to, row, (0, 1, 2, 3)), vector.mul(weights, values))
+            else:
+                vector.store(seen, to, values)
+    for x in range(0, row if inside and g.has_across * g.has_position_attention != 0 else 0, size):
+        to, k, centre = at + g.kh * g.kw * OUTS * row + x, centre_tap(g), x - padding(seen, g)
+        weights = _attention(n, k, h, centre, inside, four, position_attention, residual, g)
+        vector.store(seen, vector.spaced(to, row, (0, 1, 2, 3)), weights)
+
+
+@borrowing
+def _attention(n, k, h, x, inside, outs, position_attention, residual, g):  # type: ignore[no-untyped-def]
+    """Return a vector of the attention of tap k at row h and from column x on."""
+    inside = vector.between(-x, g.W - x) if inside else 0
+    start = vector.shift(taps_of(n, k, h, outs, g), x)
+    return vector.add(vector.load_where(position_attention, start, 1, inside), residual)
 
 
 @borrowing
 def form_samples(  # type: ignore[no-untyped-def]
-    n, outs, y, shared, position_attention, channel_sum, positions, samples, starts, masks, numbers, g
+    n, outs, y, i, shared, position_attention, channel_sum, seen, samples, masks, numbers, g
 ):
-    """Turn the sums over channels in `samples` into the samples, before their attention."""
-    size = vector.lanes(samples)
-    row = padded_row(samples, g)
-    start, end = first_shared(g), end_shared(g)
+    """Turn the sums over channels in `samples` into the samples, before their attention.
+
+    If i > 0, row y - sample_stride had number i - 1, and all that its samples saw but of their first row is seen again.
+    """
     for a in range(g.samples):
-        centre = y + to_sample(a, g)
-        inside = 0 <= centre < g.H
-        load_positions(n, outs, centre, position_attention, positions, numbers, g)
-        read = inside or is_read_outside(g)
+        h, at = y + to_sample(a, g), (i + a) % g.samples * seen_size(samples, g)
+        if (i == 0 or a == g.samples - 1) and (0 <= h < g.H or is_read_outside(g)):
+            load_seen(n, outs, h, position_attention, channel_sum, seen, at, numbers, g)
         for v in range(vectors_of_row(samples, g)):
-            for b in range(g.samples):
-                mask_at, left = (v * g.samples + b) * (g.kw + 1), v * size + to_sample(b, g)
-                centred = masks[mask_at + g.kw] if inside else 0
-                here = vector.spaced(((v * g.samples + a) * g.samples + b) * OUTS * size, size, (0, 1, 2, 3))
-                total = vector.zeros(samples, (0, 1, 2, 3))
-                if inside and g.has_across != 0:
-                    mixed = vector.load(samples, here)
-                    if g.has_position_attention != 0:
-                        weights = centre_tap(g) * OUTS * row + starts[v * g.samples + b]
-                        mixed = vector.mul(vector.load(positions, vector.spaced(weights, row, (0, 1, 2, 3))), mixed)
-                    total = vector.where(centred, mixed, total)
-                for first in range(start, end if read else start, CHAIN):
-                    chain = vector.zeros(samples, (0, 1, 2, 3))
-                    for k in range(first, min(first + CHAIN, end)):
-                        i, j = k // g.kw, k % g.kw
-                        h = centre + tap_row(i, g)
-                        if h < 0 or h >= g.H:
-                            continue
-                        mask = masks[mask_at + j]
-                        image = (n * g.H + h) * g.W + left + tap_column(j, g)
-                        values = vector.load_where(channel_sum, image, 1, mask)
-                        at = vector.spaced((k * vectors_of_row(samples, g) + v) * OUTS * size, size, (0, 1, 2, 3))
-                        filters = vector.load(shared, at)
-                        if g.has_position_attention != 0:
-                            weights = vector.spaced(k * OUTS * row + starts[v * g.samples + b], row, (0, 1, 2, 3))
-                            filters = vector.mul(vector.load(positions, weights), filters)
-                        chain = vector.where(mask, vector.fma(filters, values, chain), chain)
-                    total = vector.add(chain, total)
-                vector.store(samples, here, total)
+            b = 0
+            while b < g.samples:
+                if b + 5 <= g.samples:
+                    _form(
+                        h, v, a, b, shared, seen, at, samples, masks,
+                        (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4),
+                        (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3),
+                        (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19), g,
+                    )  # fmt: skip
+                    b += 5
+                elif b + 3 <= g.samples:
+                    _form(
+                        h, v, a, b, shared, seen, at, samples, masks, (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2),
+                        (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3), (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11), g,
+                    )  # fmt: skip
+                    b += 3
+                else:
+                    _form(h, v, a, b, shared, seen, at, samples, masks, (0, 0, 0, 0), (0, 1, 2, 3), (0, 1, 2, 3), g)
+                    b += 1
+
+
+@borrowing
+def _form(  # type: ignore[no-untyped-def]
+    h, v, a, b, shared, seen, at, samples, masks, of_samples, of_outs, numbers, g
+):
+    """Form some samples of a row of them, centred in row h, at once: `of_samples` and `of_outs` of each."""
+    size, row, vectors = vector.lanes(samples), seen_row(samples, g), vectors_of_row(samples, g)
+    inside, centre = 0 <= h < g.H, padding(samples, g) + v * size + to_sample(b, g)
+    at = vector.spaced(at + centre, g.sample_stride, of_samples)
+    at = vector.shift(at, vector.spaced(0, row * g.has_position_attention, of_outs))
+    inner = vector.spaced((v * g.samples + b) * (g.kw + 1), g.kw + 1, of_samples)
+    here = vector.spaced(((v * g.samples + a) * g.samples + b) * OUTS * size, size, numbers)
+    total = vector.zeros(samples, numbers)
+    if inside and g.has_across != 0:
+        mixed = vector.load(samples, here)
+        if g.has_position_attention != 0:
+            mixed = vector.mul(vector.load(seen, vector.shift(at, g.kh * g.kw * OUTS * row)), mixed)
+        total = vector.where(vector.pick(masks, vector.shift(inner, g.kw)), mixed, total)
+    vector.store(samples, here, total)
+    for first in range(first_shared(g), end_shared(g) if inside or is_read_outside(g) else 0, CHAIN):
+        chain = vector.zeros(samples, numbers)
+        for k in range(first, min(first + CHAIN, end_shared(g))):
+            below = h + tap_row(k // g.kw, g)
+            if 0 <= below < g.H:
+                mask = vector.pick(masks, vector.shift(inner, k % g.kw))
+                filters = vector.load(shared, vector.spaced((k * vectors + v) * OUTS * size, size, of_outs))
+                values = vector.load(seen, vector.shift(at, k * OUTS * row))
+                chain = vector.where(mask, vector.fma(filters, values, chain), chain)
+        vector.store(samples, here, vector.add(chain, vector.load(samples, here)))
 
 
 @borrowing
