@@ -1,4 +1,4 @@
-"""LS-DFN on the CPU: one task makes a row of a result, or a band of rows where samples are summed first."""
+"""LS-DFN on the CPU: one task makes some rows of a result, or a band of them where samples are summed first."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numba import prange
 
 from dynk.kernels.common.compile import Choice, borrowing, inlined, kernel
 from dynk.kernels.common.numeric import accumulators
+from dynk.kernels.common.products import ceil_div
 from dynk.kernels.sampled.cpu_attention import attention_tasks, bands, grad_attention_task, grad_sum_task
 from dynk.kernels.sampled.cpu_dynamic import dynamic_filter_backward, dynamic_filter_forward
 from dynk.kernels.sampled.cpu_grad_summed import summed_grad_image_task, summed_grad_weights_task, summed_image_tasks
@@ -39,7 +40,7 @@ from dynk.kernels.sampled.cpu_samples import (
 from dynk.kernels.sampled.cpu_summed import Terms, summed_forward_task, summed_tasks
 from dynk.kernels.sampled.geometry import MAX, SampleGeometry, sums_first
 
-RUN = 4  # rows that a task makes, at most
+RUN, TASKS = 4, 16  # rows that a task makes, at most, and tasks that are worth while
 
 __all__ = ["dynamic_filter_backward", "dynamic_filter_forward", "ls_dfn_backward", "ls_dfn_forward"]
 
@@ -177,7 +178,8 @@ def classes(g):  # type: ignore[no-untyped-def]
 @borrowing
 def runs(g):  # type: ignore[no-untyped-def]
     """Return among how many tasks the rows of a class are shared out."""
-    return ((g.H + g.sample_stride - 1) // g.sample_stride + RUN - 1) // RUN
+    rows = ceil_div(g.H, g.sample_stride)
+    return min(rows, max(ceil_div(rows, RUN), ceil_div(TASKS, max(1, g.N * classes(g)))))
 
 
 @borrowing
@@ -192,7 +194,7 @@ def _forward_task(  # type: ignore[no-untyped-def]
     """Make some rows a sample's stride apart: nearly all that the samples of one row see, those of the next see too."""
     g = sample_geometry(geometry)
     run, first, n = task % runs(g), task // runs(g) % classes(g), task // runs(g) // classes(g)
-    of_class = (g.H - first + g.sample_stride - 1) // g.sample_stride
+    of_class = ceil_div(g.H - first, g.sample_stride)
     begin, end = of_class * run // runs(g), of_class * (run + 1) // runs(g)
     first += begin * g.sample_stride
     numbers, starts, masks = constants(x, g), starts_of_samples(x, g), masks_of_samples(x, g)

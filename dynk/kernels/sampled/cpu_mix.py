@@ -1,10 +1,11 @@
 """Sums over input channels at the centres of samples, where nearly all of LS-DFN's arithmetic is.
 
-A task takes a row of pixels. It copies the rows of the image that the samples of this row are centred in, and the rows
-of `across` of OUTS outputs, CHAIN channels at a time: copies lie together, where the originals are whole planes apart
-and push each other out of the first cache. Sums of OUTS outputs and of up to five samples side by side are formed at
-once: each number loaded serves several of them. What is loaded of an image's row beyond its ends is never used: sums
-are formed of whatever stands there and left out afterwards.
+A task takes rows of pixels that are a sample's stride apart: a row of the image that one has samples in, the next has
+too. It copies these rows of the image, each once, and for a row of pixels what `across` holds for OUTS outputs, CHAIN
+channels at a time: copies lie together, where the originals are whole planes apart and push each other out of the first
+cache. Sums of OUTS outputs and of up to five samples side by side are formed at once: each number loaded serves several
+of them. What is loaded of an image's row beyond its ends is never used: sums are formed of whatever stands there and
+left out afterwards.
 """
 
 from __future__ import annotations
