@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import operator
 import shutil
 from pathlib import Path
 
 import numba
 import numpy as np
+from numba.core.registry import cpu_target
+from numba.core.types.functions import BaseFunction
 from test_cpu_kernels import CALL, PACKAGE, QUICK, run
 
 from dynk.kernels.common import compile as kernels_compile
 from dynk.kernels.common.compile import inlined, kernel
+from dynk.kernels.common.lowering import remembering
 
 # ---- what is compiled ------------------------------------------------------------------------------------------------
 
@@ -26,6 +30,25 @@ for kernel in cpu.dilation_depthwise_forward, cpu.dilation_dense_forward, cpu.di
     print(len(kernel.signatures))
 """
     assert run(code, NUMBA_CACHE_DIR=str(tmp_path), **QUICK).split() == ["1", "0", "0"]
+
+
+def test_numba_remembers_what_calls_return_while_a_kernel_is_compiled(monkeypatch):
+    context, looked_up = cpu_target.typing_context, []
+    add, of_integers = context.resolve_value_type(operator.add), (numba.int64, numba.int64)
+    find = BaseFunction.get_call_type
+
+    def counted(self, context, args, keywords):
+        looked_up.append(args)
+        return find(self, context, args, keywords)
+
+    monkeypatch.setattr(BaseFunction, "get_call_type", counted)
+    with remembering():
+        for _ in range(3):
+            assert add.get_call_type(context, of_integers, {}).return_type == numba.int64
+        assert add.get_call_type(context, (numba.int64, numba.float64), {}).return_type == numba.float64
+    assert looked_up == [of_integers, (numba.int64, numba.float64)]
+    assert add.get_call_type(context, of_integers, {}).return_type == numba.int64
+    assert len(looked_up) == 3
 
 
 @inlined

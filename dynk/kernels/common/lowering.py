@@ -2,10 +2,13 @@
 
 By itself Numba optimises every function and makes machine code of it, then does so again for each that calls it, and
 for each of the three functions it makes of a parallel loop. That takes two to three times as long and changes nothing.
+Nor does looking up anew what each sum of two integers is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -19,6 +22,8 @@ DefaultPassBuilder: Any = compiler.DefaultPassBuilder
 NativeLowering: Any = typed_passes.NativeLowering
 NativeParforLowering: Any = typed_passes.NativeParforLowering
 register_pass: Any = compiler_machinery.register_pass
+Function: Any = types.Function
+NopythonRewrites: Any = typed_passes.NopythonRewrites
 unliteral: Any = types.unliteral
 
 VECTOR_BYTES = 64
@@ -114,13 +119,43 @@ class KernelLowering(NativeParforLowering):  # type: ignore[misc]
             del generator._library_class
 
 
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Have Numba remember what a function or an operator returns for some types.
+
+    By itself it tries all that they may be for each call anew. The compiler's lock is held.
+    """
+    find, known = Function.get_call_type, {}
+
+    def get_call_type(self: Any, context: Any, args: Any, keywords: Any) -> Any:
+        if self.typing_key is min or self.typing_key is max:  # else compiled for each number written out
+            args = map(unliteral, args)
+        args = tuple(args)
+        if keywords or not all(kind.is_precise() for kind in args):
+            return find(self, context, args, keywords)
+        call = (self, context, args)
+        if call not in known:
+            known[call] = find(self, context, args, keywords)
+        return known[call]
+
+    Function.get_call_type = get_call_type  # hides that of its base
+    try:
+        yield
+    finally:
+        del Function.get_call_type
+
+
 class PartCompiler(CompilerBase):  # type: ignore[misc]
     lowering: type = PartLowering
 
     def define_pipelines(self) -> list[Any]:
         pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        usual = (NativeLowering, NativeParforLowering)
-        pipeline.passes = [(self.lowering if step in usual else step, says) for step, says in pipeline.passes]
+        of_numba = (NativeLowering, NativeParforLowering)
+        pipeline.passes = [
+            (self.lowering if step in of_numba else step, says)
+            for step, says in pipeline.passes
+            if step is not NopythonRewrites  # of array expressions, which kernels do not have
+        ]
         pipeline._finalized = False
         pipeline.finalize()
         return [pipeline]
@@ -128,6 +163,10 @@ class PartCompiler(CompilerBase):  # type: ignore[misc]
 
 class KernelCompiler(PartCompiler):
     lowering = KernelLowering
+
+    def compile_extra(self, function: Any) -> Any:
+        with remembering():
+            return super().compile_extra(function)
 
 
 def without_literals(dispatcher: Any) -> Any:

@@ -6,15 +6,19 @@ not be negative: the overloads leave out Python's wrap-around, which would keep 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import extending, types
+from numba.core import cgutils
+from numba.np import arrayobj
 
-from dynk.kernels.common.compile import borrowing, inlined
+from dynk.kernels.common.compile import borrowing
 from dynk.kernels.common.dtypes import narrow, widen
 from dynk.kernels.common.lowering import VECTOR_BYTES
+from dynk.kernels.common.vector_types import lowered
 
 # Numba is typed in part only.
 intrinsic: Any = extending.intrinsic
@@ -35,11 +39,34 @@ def store(array: Any, i: Any, value: Any) -> None:
     array[i] = value if name is None else narrow(np.asarray([value], np.float64), name)[0]
 
 
+def _allocated(zero: bool, context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    """Return a new array that begins where a line of the cache does, so that no vector of it lies across two."""
+    kind = _accumulator_array(*kinds)
+    itemsize = ir.Constant(values[1].type, kind.dtype.bitwidth // 8)
+    size = builder.mul(values[1], itemsize)
+    memory = context.nrt.meminfo_alloc_aligned(builder, size, VECTOR_BYTES)
+    with builder.if_then(cgutils.is_null(builder, memory), likely=False):
+        context.call_conv.return_user_exc(builder, MemoryError, ("no memory for the sums",))
+    data = context.nrt.meminfo_data(builder, memory)
+    if zero:
+        cgutils.memset(builder, data, size, 0)
+    array = arrayobj.make_array(kind)(context, builder)
+    data = builder.bitcast(data, context.get_data_type(kind.dtype).as_pointer())
+    arrayobj.populate_array(array, data, [values[1]], [itemsize], itemsize, memory)
+    return array._getvalue()
+
+
+def _accumulator_array(like: Any, size: Any) -> Any:
+    return types.Array(types.float64 if like.dtype == types.float64 else types.float32, 1, "C")
+
+
+@lowered(partial(_allocated, True), _accumulator_array, packed=True)
 def accumulators(like: Any, size: Any) -> Any:
     """Return `size` zeros of the accumulator type of `like`."""
     return np.zeros(size, np.float64 if like.dtype == np.float64 else np.float32)
 
 
+@lowered(partial(_allocated, False), _accumulator_array, packed=True)
 def unset(like: Any, size: Any) -> Any:
     """Return `size` elements of the accumulator type of `like`, to be written before they are read."""
     return np.empty(size, np.float64 if like.dtype == np.float64 else np.float32)
@@ -85,27 +112,6 @@ def _store(array, i, value):  # type: ignore[no-untyped-def]
         array[np.uintp(i)] = value
 
     return store_plain
-
-
-@overload(accumulators)
-def _accumulators(like, size):  # type: ignore[no-untyped-def]
-    if like.dtype == types.float64:
-        return lambda like, size: _on_line(np.zeros(size + VECTOR_BYTES // 8, np.float64), size)
-    return lambda like, size: _on_line(np.zeros(size + VECTOR_BYTES // 4, np.float32), size)
-
-
-@overload(unset)
-def _unset(like, size):  # type: ignore[no-untyped-def]
-    if like.dtype == types.float64:
-        return lambda like, size: _on_line(np.empty(size + VECTOR_BYTES // 8, np.float64), size)
-    return lambda like, size: _on_line(np.empty(size + VECTOR_BYTES // 4, np.float32), size)
-
-
-@inlined
-def _on_line(room, size):  # type: ignore[no-untyped-def]
-    """Return `size` elements that begin where a line of the cache does, so that no vector of them lies across two."""
-    skipped = (VECTOR_BYTES - room.ctypes.data % VECTOR_BYTES) // room.itemsize
-    return room[skipped : skipped + size]
 
 
 @intrinsic

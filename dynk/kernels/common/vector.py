@@ -20,14 +20,11 @@ from itertools import repeat, starmap
 from typing import Any
 
 import numpy as np
-from numba import extending, types
+from numba import types
 
 from dynk.kernels.common import numeric, vector_llvm
 from dynk.kernels.common.dtypes import FLOATS, STORAGE, narrow, widen
 from dynk.kernels.common.vector_types import LANES, lowered, vector_of
-
-# Numba is typed in part only.
-register_jitable: Any = extending.register_jitable
 
 
 def _each(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -64,11 +61,15 @@ def lanes(array: Any) -> Any:
     return LANES["float64" if array.dtype == np.float64 else "float32"]
 
 
-@register_jitable
+@lowered(vector_llvm.between, _index)
 def between(first: Any, last: Any) -> Any:
     """Return the mask of the lanes first <= l < last; both may lie outside the vector."""
-    first, last = min(max(first, 0), 32), min(max(last, 0), 32)  # a shift by 64 or more would be one by the remainder
-    return 0 if last <= first else (1 << last) - (1 << first)
+
+    def mask(first: int, last: int) -> int:
+        first, last = min(max(first, 0), 32), min(max(last, 0), 32)
+        return 0 if last <= first else (1 << last) - (1 << first)
+
+    return _each(mask, first, last)
 
 
 @lowered(vector_llvm.shift, _index)

@@ -305,6 +305,16 @@ def _integers_at(context: Any, builder: Any, array: Any, data: Any, i: Any, coun
 # ---- arithmetic ------------------------------------------------------------------------------------------------------
 
 
+def between(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
+    zero, one, most = (ir.Constant(_WORD, number) for number in (0, 1, 32))  # a shift by 64 is undefined
+    ends = []
+    for end in values:
+        least = builder.select(builder.icmp_signed("<", end, zero), zero, end)
+        ends.append(builder.select(builder.icmp_signed(">", least, most), most, least))
+    mask = builder.sub(builder.shl(one, ends[1]), builder.shl(one, ends[0]))
+    return builder.select(builder.icmp_signed("<", *ends), mask, zero)
+
+
 def shift(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return builder.add(*values)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, inlined
+from dynk.kernels.common.cpu_geometry import named
 from dynk.kernels.decoupled.geometry import FilterGeometry
 
 # The filters of a band of positions stay in the second cache while all channels of a task pass by.
@@ -61,12 +62,7 @@ class Split(NamedTuple):
     blocks: int
 
 
-@borrowing
-def filter_geometry(a):  # type: ignore[no-untyped-def]
-    """Return the named integers of a geometry array."""
-    return FilterGeometry(
-        a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16]
-    )
+filter_geometry = named(FilterGeometry)
 
 
 @borrowing

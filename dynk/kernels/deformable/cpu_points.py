@@ -15,6 +15,7 @@ import numpy as np
 
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, inlined
+from dynk.kernels.common.cpu_geometry import named
 from dynk.kernels.common.numeric import accumulators, load, store
 from dynk.kernels.common.products import ceil_div, tile_pixels
 from dynk.kernels.deformable import geometry
@@ -61,13 +62,7 @@ class Points(NamedTuple):
     numbers: Any  # 0, 1, 0.5 and -1; a literal would be a float64
 
 
-@borrowing
-def deform_geometry(a):  # type: ignore[no-untyped-def]
-    """Return the named integers of a geometry array."""
-    return DeformGeometry(
-        a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16],
-        a[17], a[18], a[19], a[20], a[21], a[22], a[23], a[24],
-    )  # fmt: skip
+deform_geometry = named(DeformGeometry)
 
 
 is_depthwise = borrowing(geometry.is_depthwise)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, inlined
+from dynk.kernels.common.cpu_geometry import named
 from dynk.kernels.common.numeric import accumulators, fill, store
 from dynk.kernels.common.products import CHAIN, ceil_div
 from dynk.kernels.deformable.cpu_points import (
@@ -27,11 +28,7 @@ from dynk.kernels.deformable.geometry import SampleGeometry
 TASKS, LEAST = 32, 64  # tasks that are worth while, and kernels of a task
 SUMS = 2**17  # numbers of the gradient of a task, at most, but for a single output channel
 
-
-@borrowing
-def sample_geometry(a):  # type: ignore[no-untyped-def]
-    """Return the named integers of a geometry array."""
-    return SampleGeometry(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
+sample_geometry = named(SampleGeometry)
 
 
 @borrowing

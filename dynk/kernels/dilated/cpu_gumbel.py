@@ -9,6 +9,7 @@ import numpy as np
 from numba import prange
 
 from dynk.kernels.common.compile import borrowing, inlined, kernel
+from dynk.kernels.common.cpu_geometry import named
 from dynk.kernels.common.elementary import exp, log
 from dynk.kernels.common.numeric import load, store
 from dynk.kernels.common.philox import uniform
@@ -17,10 +18,7 @@ from dynk.kernels.dilated.softmax_geometry import SoftmaxGeometry
 BUFFER = 1024  # numbers that a task holds, unless a single row has more
 CHAIN = 64
 
-
-@borrowing
-def softmax_geometry(geometry):  # type: ignore[no-untyped-def]
-    return SoftmaxGeometry(geometry[0], geometry[1], geometry[2], geometry[3], geometry[4], geometry[5], geometry[6])
+softmax_geometry = named(SoftmaxGeometry)
 
 
 @kernel

@@ -14,6 +14,7 @@ import numpy as np
 
 from dynk.kernels.common import vector
 from dynk.kernels.common.compile import borrowing, inlined
+from dynk.kernels.common.cpu_geometry import named
 from dynk.kernels.common.numeric import accumulators, load
 from dynk.kernels.common.products import VECTORS, ceil_div, everywhere, tile_pixels
 from dynk.kernels.dilated.geometry import DILATIONS_H, DILATIONS_W, DilationGeometry
@@ -43,13 +44,7 @@ class Tile(NamedTuple):
     shifts: Any  # how many elements a tap lies from its anchor, by tap and dilation
 
 
-@borrowing
-def dilation_geometry(a):  # type: ignore[no-untyped-def]
-    """Return the named integers of a geometry array."""
-    return DilationGeometry(
-        a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16],
-        a[17], a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25], a[26], a[27], a[28], a[29], a[30],
-    )  # fmt: skip
+dilation_geometry = named(DilationGeometry)
 
 
 @borrowing

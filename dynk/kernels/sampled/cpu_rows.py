@@ -9,19 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from dynk.kernels.common.compile import borrowing, inlined
+from dynk.kernels.common.cpu_geometry import named
 from dynk.kernels.common.numeric import load, store
 from dynk.kernels.sampled.geometry import MAX, MEAN, NONE, SampleGeometry
 
 CHAIN = 64
 
-
-@borrowing
-def sample_geometry(a):  # type: ignore[no-untyped-def]
-    """Return the named integers of a geometry array."""
-    return SampleGeometry(
-        a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16],
-        a[17], a[18],
-    )  # fmt: skip
+sample_geometry = named(SampleGeometry)
 
 
 # ---- where samples and taps lie --------------------------------------------------------------------------------------
