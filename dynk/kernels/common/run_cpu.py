@@ -25,6 +25,7 @@ LAUNCHERS = "cpu"
 
 _ABSENT = {name: np.empty(0, STORAGE[name]) for name in FLOATS}
 _NO_WORDS = np.empty(0, np.int32)
+_OF_INTEGERS = frozenset(map(np.dtype, INTEGERS))  # the name of a dtype is slow to come by
 
 
 def unavailable() -> str | None:
@@ -61,7 +62,7 @@ def arrays_read(op: Operator, direction: str, inputs: tuple[Any, ...], absent: A
     arrays = []
     for name, words in kernel_inputs(op, direction):
         array = given[name]
-        if array is None or words != (name in op.integers and array.dtype.name in INTEGERS):
+        if array is None or words != (name in op.integers and array.dtype in _OF_INTEGERS):
             arrays.append(_NO_WORDS if words else absent)
         else:
             arrays.append(flat(array).view(np.int32) if words else flat(array))

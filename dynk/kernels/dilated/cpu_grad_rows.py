@@ -83,7 +83,7 @@ def _make_grad_x(n, first, last, c0, c1, grad_out, weight, mixture, grad_x, like
             _scale_rows(read, grad_out, (n * g.O + o) * g.Ho * g.Wo, shares, scaled, band.origin, band.room, g)
             known &= load_kernel(weight, o * kernel.size, kernel)
             _add_convolutions(band, scaled, shifts, kernel, sums, o > c * many, g)
-        doubt = vector.add(doubt, write_sums(band, sums, 0, like, 0, grad_x, (n * g.C + c) * g.H * g.W, g))
+        doubt = vector.add(doubt, write_sums(band, sums, 0, grad_x, (n * g.C + c) * g.H * g.W, g))
     return known and is_zero(doubt)
 
 
@@ -161,7 +161,7 @@ def _make_grad_shares(n, first, last, grad_out, x, weight, grad_shares, like, ge
     doubt = vector.zeros(like, 0)
     for d in range(g.D):
         plane = (n * g.D + d) * g.Ho * g.Wo
-        doubt = vector.add(doubt, write_sums(band, sums, d * band.vectors * size, like, 0, grad_shares, plane, g))
+        doubt = vector.add(doubt, write_sums(band, sums, d * band.vectors * size, grad_shares, plane, g))
     return known and is_zero(doubt)
 
 

@@ -32,7 +32,9 @@ class Band(NamedTuple):
     """Some rows of image n, and where they lie in copied rows that have zeros around them."""
 
     n: int
-    vectors: int  # of pixels, a multiple of PACK
+    rows: int
+    across: int  # vectors of a row
+    vectors: int  # of all rows, rounded up to a multiple of PACK
     places: Any  # of each vector in the copied rows
     pixels: Any  # number of its first pixel in a plane
     masks: Any  # of its pixels that no vector before it has
@@ -84,7 +86,7 @@ def band_of(n, first, last, around, like, g):  # type: ignore[no-untyped-def]
     rows = last - first + above + below
     top, bottom = max(first - above, 0), min(g.H, last + below)
     origin = (top - first + above) * pitch + left
-    return Band(n, vectors, places, pixels, masks, pitch, rows * pitch, top, bottom, origin)
+    return Band(n, last - first, across, vectors, places, pixels, masks, pitch, rows * pitch, top, bottom, origin)
 
 
 @inlined
@@ -104,26 +106,32 @@ def sum_rows(n, first, last, c0, c1, x, weight, mixture, bias, out, like, geomet
     """Make the rows first <= y < last of some channels; return whether all that was read and made is finite."""
     around = halo(geometry, g)
     band = band_of(n, first, last, around, like, g)
-    size, taps, rows, across = vector.lanes(like), g.kh * g.kw, last - first, ceil_div(g.Wo, vector.lanes(like))
+    size, taps, across, by_columns = vector.lanes(like), g.kh * g.kw, band.across, _by_columns(0, band, geometry, g)
     image = accumulators(like, band.room + size)
     shifts, kernel = shifts_of(around, band.pitch, 1, geometry, g), accumulators(like, taps)
     shares, sums = accumulators(like, band.vectors * g.D * size), accumulators(like, band.vectors * size)
     gather_shares(band, mixture, shares, g)
     doubt, known = vector.zeros(like, 0), True
     for c in range(c0, c1):
-        copy_rows(band, x, (n * g.C + c) * g.H * g.W, not _by_columns(0, rows, geometry, g), image, g)
+        copy_rows(band, x, (n * g.C + c) * g.H * g.W, not by_columns, image, g)
+        soon = (n * g.C + c + 1) * g.H * g.W + first * g.W
         for o in range(c * (g.O // g.C), (c + 1) * (g.O // g.C)):
             known &= load_kernel(weight, o * taps, kernel)
+            plane = (n * g.O + o) * g.Ho * g.Wo
+            begin = vector.broadcast(bias, o) if bias.size > 0 else vector.zeros(like, 0)
             for d in range(g.D):
-                if _by_columns(d, rows, geometry, g):
+                if _by_columns(d, band, geometry, g):
                     step = geometry[DILATIONS_H + d]
-                    soon = (n * g.C + c + 1) * g.H * g.W + first * g.W
-                    _convolve_columns(band, d, step, rows, across, image, x, soon, shifts, shares, kernel, sums, g)
+                    made = _convolve_columns(
+                        band, d, step, image, x, soon, shifts, shares, kernel, begin, sums, out, plane, g
+                    )
+                    doubt = vector.add(doubt, made)
                 else:
-                    _convolve(band, d, image, shifts, shares, kernel, sums, g)
-            for v in range(rows * across, band.vectors):  # the last pack's are those of the last row again
-                vector.store(sums, v * size, vector.load(sums, ((rows - 1) * across + v % across) * size))
-            doubt = vector.add(doubt, write_sums(band, sums, 0, bias, o, out, (n * g.O + o) * g.Ho * g.Wo, g))
+                    _convolve(band, d, image, shifts, shares, kernel, begin, sums, g)
+            if not _by_columns(g.D - 1, band, geometry, g):
+                for v in range(band.rows * across, band.vectors):  # the last pack's are those of the last row again
+                    vector.store(sums, v * size, vector.load(sums, ((band.rows - 1) * across + v % across) * size))
+                doubt = vector.add(doubt, write_sums(band, sums, 0, out, plane, g))
     return known and is_zero(doubt)
 
 
@@ -194,34 +202,40 @@ def tap_sums(image, starts, shifts, at, kernel):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def _by_columns(d, rows, geometry, g):  # type: ignore[no-untyped-def]
+def _by_columns(d, band, geometry, g):  # type: ignore[no-untyped-def]
     """Return whether columns of rows that are a dilation apart are long enough to share what they read."""
-    return g.kh == 3 and g.kw == 3 and rows >= LEAST_STEPS * geometry[DILATIONS_H + d]
+    return g.kh == 3 and g.kw == 3 and band.rows >= LEAST_STEPS * geometry[DILATIONS_H + d]
 
 
 @borrowing
-def _convolve(band, d, image, shifts, shares, kernel, sums, g):  # type: ignore[no-untyped-def]
-    """Add a dilation's convolution times what it counts to the sums; the first dilation begins them."""
+def _convolve(band, d, image, shifts, shares, kernel, begin, sums, g):  # type: ignore[no-untyped-def]
+    """Add a dilation's convolution times what it counts to the sums, which `begin` with the bias."""
     size = vector.lanes(image)
     for v in range(0, band.vectors, 8):
         starts = vector.pick(band.places, vector.shift(PACK, v))
         share = vector.load(shares, vector.spaced((v * g.D + d) * size, g.D * size, PACK))
         total = tap_sums(image, starts, shifts, d * kernel.size, kernel)
         here = vector.spaced(v * size, size, PACK)
-        before = vector.load(sums, here) if d > 0 else vector.zeros(sums, PACK)
+        before = vector.load(sums, here) if d > 0 else vector.add(vector.zeros(sums, PACK), begin)
         vector.store(sums, here, vector.fma(share, total, before))
 
 
 @borrowing
-def _convolve_columns(band, d, step, rows, across, image, x, soon, shifts, shares, kernel, sums, g):  # type: ignore[no-untyped-def]
-    """Do the same for kernels of 3 x 3, down columns of rows a dilation apart: what is read serves three of them."""
-    size, apart, by = vector.lanes(image), step * across, step * band.pitch
-    weights, share_step, zeros = vector.broadcast(kernel, NINE), step * across * g.D * size, vector.zeros(image, 0)
+def _convolve_columns(  # type: ignore[no-untyped-def]
+    band, d, step, image, x, soon, shifts, shares, kernel, begin, sums, out, plane, g
+):
+    """Do the same for kernels of 3 x 3, down columns of rows a dilation apart: what is read serves three of them.
+
+    The last dilation ends the sums, which are written. Return what `write_sums` does.
+    """
+    size, apart, by = vector.lanes(image), step * band.across, step * band.pitch
+    weights, share_step, zeros = vector.broadcast(kernel, NINE), apart * g.D * size, vector.zeros(image, 0)
     left, middle, right = shifts[d * 9], shifts[d * 9 + 1], shifts[d * 9 + 2]
-    for y in range(min(step, rows)):
-        for column in range(across):
-            at = y * band.pitch + band.places[column]
-            share, here = (y * across + column) * g.D * size + d * size, (y * across + column) * size
+    mask, doubt = vector.between(0, g.Wo), zeros
+    for y in range(min(step, band.rows)):
+        for column in range(band.across):
+            at, to = y * band.pitch + band.places[column], plane + band.pixels[column] + y * g.Wo
+            share, here = (y * band.across + column) * g.D * size + d * size, (y * band.across + column) * size
             values = vector.load(image, (at + left, at + middle, at + right))
             upper = _add_row(weights[0:3], values, zeros)
             at += by
@@ -229,7 +243,7 @@ def _convolve_columns(band, d, step, rows, across, image, x, soon, shifts, share
             values = vector.load(image, (at + left, at + middle, at + right))
             lower = _add_row(weights[3:6], values, upper)
             upper = _add_row(weights[0:3], values, zeros)
-            for _ in range(ceil_div(rows - y, step)):
+            for _ in range(ceil_div(band.rows - y, step)):
                 at, share, here = vector.opaque(at + by), vector.opaque(share), vector.opaque(here)
                 values = vector.load(image, (at + left, at + middle, at + right))
                 if d == 0:  # the next channel, a line at a time: all at once would wait for memory
@@ -238,10 +252,20 @@ def _convolve_columns(band, d, step, rows, across, image, x, soon, shifts, share
                 total = _add_row(weights[6:9], values, lower)
                 lower = _add_row(weights[3:6], values, upper)
                 upper = _add_row(weights[0:3], values, zeros)
-                before = vector.load(sums, here) if d > 0 else zeros
-                vector.store(sums, here, vector.fma(vector.load(shares, share), total, before))
+                before = vector.load(sums, here) if d > 0 else begin
+                total = vector.fma(vector.load(shares, share), total, before)
+                if d < g.D - 1:
+                    vector.store(sums, here, total)
+                else:
+                    doubt = vector.add(doubt, vector.zero_or_nan(total))
+                    if g.Wo >= size:
+                        vector.store(out, to, total)
+                    else:
+                        vector.store_where(out, to, 1, total, mask)
+                    to += step * g.Wo
                 share += share_step
                 here += apart * size
+    return doubt
 
 
 @borrowing
@@ -252,16 +276,11 @@ def _add_row(weights, values, total):  # type: ignore[no-untyped-def]
 
 
 @borrowing
-def write_sums(band, sums, at, bias, o, out, plane, g):  # type: ignore[no-untyped-def]
-    """Write sums, from `at` on, to a plane; return 0 in the lanes where all of them are finite, else NaN.
-
-    The bias of channel o is added, unless the array of biases is empty.
-    """
+def write_sums(band, sums, at, out, plane, g):  # type: ignore[no-untyped-def]
+    """Write sums, from `at` on, to a plane; return 0 in the lanes where all of them are finite, else NaN."""
     size, doubt = vector.lanes(sums), vector.zeros(sums, 0)
     for v in range(0, band.vectors, 8):
         result = vector.load(sums, vector.spaced(at + v * size, size, PACK))
-        if bias.size > 0:
-            result = vector.add(vector.broadcast(bias, o), result)
         for lanes in vector.zero_or_nan(result):
             doubt = vector.add(doubt, lanes)
         write(band, out, plane, v, result, size, g)
