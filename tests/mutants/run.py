@@ -123,6 +123,7 @@ _SCOPES: tuple[Selection, ...] = ((_CUDA_DEFORMABLE, "-k", "shared_memory or in_
 _SAMPLE_KERNEL: tuple[Selection, ...] = (_DEFORMABLE[-1],)
 # By the end of a source's name: what runs against its mutants, one after the other.
 STAGES: dict[str, tuple[Selection, ...]] = {
+    "common/cpu_geometry.py": _CPU_FILTERS,
     **{f"decoupled/cpu_norm{part}.py": _CPU_NORM for part in ("", "_nine", "_rows", "_runs", "_vectors")},
     "decoupled/cpu.py": _CPU_FILTERS,
     "sampled/cpu_dynamic.py": _CPU_DYNAMIC,
