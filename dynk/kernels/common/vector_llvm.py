@@ -302,7 +302,7 @@ def _integers_at(context: Any, builder: Any, array: Any, data: Any, i: Any, coun
     return builder.load(builder.bitcast(_pointer(context, builder, array, data, i), kind.as_pointer()), align=4)
 
 
-# ---- arithmetic ------------------------------------------------------------------------------------------------------
+# ---- indices and masks -----------------------------------------------------------------------------------------------
 
 
 def between(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
@@ -335,6 +335,9 @@ def pick(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
 
 def spaced(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
     return builder.add(values[0], builder.mul(values[1], values[2]))
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
 
 
 def add(context: Any, builder: Any, kinds: Any, values: Any) -> Any:
